@@ -1,0 +1,288 @@
+"""The task: architecture, data and criterion, and how its name on the command line is resolved."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from landscape.criteria import Batch, Criterion, as_criterion
+from landscape.errors import LandscapeError, TaskError, UsageError
+
+__all__ = ["ResolvedTask", "Task", "parse_settings", "resolve_task"]
+
+
+def default_forward(model: nn.Module, batch: Batch) -> Tensor:
+    """``model(batch[0])``: a batch is (inputs, targets, ...)."""
+    if isinstance(batch, Mapping):
+        raise TaskError(
+            "the batches are mappings, so the task needs a forward function, for example "
+            "Task(..., forward=lambda model, batch: model(batch['input_ids']).logits)"
+        )
+    outputs: Tensor = model(batch[0])
+    return outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything about a training problem except the weights, which a checkpoint supplies.
+
+    Attributes:
+        model: the architecture; its weights are replaced by the checkpoint's. Parameters with
+            ``requires_grad=False`` are frozen: they are left out of the flat vector.
+        data: a map-style ``Dataset``, a ``DataLoader`` that does not shuffle, a tuple or list of
+            tensors (one data set, split by the micro-batch size), or a sequence of batches.
+        criterion: a built-in name (``"cross_entropy"``, ``"mse"``, ``"binary_cross_entropy"``), a
+            :class:`~landscape.criteria.Criterion`, or a function of (outputs, batch).
+        forward: the model's outputs for a batch; ``model(batch[0])`` unless given.
+        initialise: re-initialises the model with a generator (used by priors of ``init`` kind);
+            every module's ``reset_parameters()`` unless given.
+    """
+
+    model: nn.Module
+    data: Any
+    criterion: Any
+    forward: Callable[[nn.Module, Batch], Tensor] = default_forward
+    initialise: Callable[[nn.Module, Generator], None] | None = None
+    _criterion: Criterion = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TaskError(
+                f"the task's model is a {type(self.model).__name__}; expected a torch.nn.Module"
+            )
+        object.__setattr__(self, "_criterion", as_criterion(self.criterion))
+
+    @property
+    def resolved_criterion(self) -> Criterion:
+        """The criterion as an object, whatever form it was given in."""
+        return self._criterion
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTask:
+    """A task and where it came from.
+
+    Attributes:
+        name: what the user named, e.g. ``my_task.py:build`` or ``digits-mlp``.
+        path: the source file that ran.
+        sha256: SHA-256 of that source file.
+        settings: the builder's arguments (``--set``).
+    """
+
+    task: Task
+    name: str
+    path: str
+    sha256: str
+    settings: dict[str, Any]
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse ``key=value`` pairs; values are TOML where they parse as TOML, else strings.
+
+    Raises:
+        UsageError: a pair without ``=``, an empty or repeated key.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--set {pair!r}: expected key=value, for example --set width=32")
+        if key in settings:
+            raise UsageError(f"--set {key}: given twice")
+        try:
+            settings[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = text
+    return settings
+
+
+def resolve_task(name: str, settings: Mapping[str, Any] | None = None) -> ResolvedTask:
+    """Build the task that a name stands for, running its code.
+
+    Args:
+        name: ``path/to/task.py[:attr]``, ``package.module[:attr]`` or a built-in name; ``attr``
+            defaults to ``build`` and may be a builder or a :class:`Task`.
+        settings: keyword arguments of the builder.
+
+    Raises:
+        UsageError: no such file, unknown built-in name, missing attribute, bad settings.
+        TaskError: the import or the builder failed, or the wrong type was returned.
+    """
+    settings = dict(settings or {})
+    target, attribute = _split(name)
+    if target.endswith(".py") or "/" in target or "\\" in target:
+        path, builder = _from_file(target, attribute)
+    elif target in _builtin_modules():
+        module = importlib.import_module(_builtin_modules()[target])
+        path, builder = _module_path(module), _attribute(module, attribute, name)
+    elif "." in target or ":" in name:
+        path, builder = _from_module(target, attribute)
+    else:
+        import difflib
+
+        known = sorted(_builtin_modules())
+        near = difflib.get_close_matches(target, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UsageError(
+            f"unknown built-in task {name!r}; known: {', '.join(known)}.{hint} "
+            "For your own task name its file: --task path/to/task.py"
+        )
+    return ResolvedTask(
+        task=_build(builder, settings, name),
+        name=name,
+        path=path,
+        sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        settings=settings,
+    )
+
+
+def _builtin_modules() -> dict[str, str]:
+    from landscape.tasks import BUILTIN_TASKS
+
+    return {name: entry.module for name, entry in BUILTIN_TASKS.items()}
+
+
+def _split(name: str) -> tuple[str, str]:
+    target, colon, attribute = name.rpartition(":")
+    # "C:\task.py" is a path, not an attribute.
+    if colon and attribute.isidentifier() and not (len(target) == 1 and target.isalpha()):
+        return target, attribute
+    return name, "build"
+
+
+def _from_file(target: str, attribute: str) -> tuple[str, object]:
+    path = Path(target).expanduser()
+    if not path.exists():
+        raise UsageError(f"task file {target!r} does not exist (working directory {Path.cwd()})")
+    if not path.is_file():
+        raise UsageError(f"task {target!r} is not a file; expected a Python file")
+    path = path.resolve()
+    unique = "landscape_task_" + hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"task {target!r} is not a Python file (expected the ending .py)")
+    module = importlib.util.module_from_spec(spec)
+    # Appended, not prepended: a user's landscape.py or torch.py must not shadow the installed one.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except LandscapeError:
+        raise
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(unique, None)
+        raise TaskError(
+            f"task file {target!r} failed to import: {_describe(error, path)}"
+        ) from error
+    return str(path), _attribute(module, attribute, target)
+
+
+def _from_module(target: str, attribute: str) -> tuple[str, object]:
+    try:
+        module = importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (target == error.name or target.startswith(error.name + ".")):
+            raise UsageError(
+                f"task module {target!r} was not found: no module named {error.name!r}. For a "
+                "file, give its path with the ending .py"
+            ) from error
+        raise TaskError(f"task module {target!r} failed to import: {_describe(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"task module {target!r} failed to import: {_describe(error)}") from error
+    return _module_path(module), _attribute(module, attribute, target)
+
+
+def _module_path(module: object) -> str:
+    path = getattr(module, "__file__", None)
+    if path is None:
+        raise UsageError(f"task module {module!r} has no source file")
+    return str(path)
+
+
+def _attribute(module: object, attribute: str, name: str) -> object:
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        public = sorted(
+            key
+            for key, value in vars(module).items()
+            if not key.startswith("_")
+            and (isinstance(value, Task) or (inspect.isfunction(value) and _is_local(value, module)))
+        )
+        raise UsageError(
+            f"task {name!r} has no attribute {attribute!r}; it defines "
+            f"{', '.join(public) or 'no function or Task'}. Name one with --task {name}:ATTRIBUTE"
+        ) from None
+
+
+def _is_local(value: object, module: object) -> bool:
+    return getattr(value, "__module__", None) == getattr(module, "__name__", None)
+
+
+def _build(builder: object, settings: dict[str, Any], name: str) -> Task:
+    if isinstance(builder, Task):
+        if settings:
+            raise UsageError(
+                f"task {name!r} is a Task, not a builder, so --set {next(iter(settings))}=... has "
+                "nothing to set"
+            )
+        return builder
+    if not callable(builder):
+        raise TaskError(
+            f"task {name!r} is a {type(builder).__name__}; expected a function that returns a "
+            "landscape.Task"
+        )
+    try:
+        signature = inspect.signature(builder)
+        signature.bind(**settings)
+    except TypeError as error:
+        accepted = ", ".join(str(p) for p in signature.parameters.values()) or "no arguments"
+        raise UsageError(f"task {name!r}: {error}; --set accepts: {accepted}") from None
+    state = torch.random.get_rng_state()
+    try:
+        task = builder(**settings)
+    except LandscapeError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"task {name!r}: its builder raised {_describe(error)}") from error
+    finally:
+        # Layers initialise themselves from the global generator; leave it as it was.
+        torch.random.set_rng_state(state)
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"task {name!r}: its builder returned a {type(task).__name__}; expected a "
+            "landscape.Task(model=..., data=..., criterion=...)"
+        )
+    return task
+
+
+def _describe(error: BaseException, path: Path | None = None) -> str:
+    """The error in one line, with the line of the user's file where it arose."""
+    where = ""
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        where = f" (line {error.lineno})"
+    else:
+        frames = []
+        trace = error.__traceback__
+        while trace is not None:
+            frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+            trace = trace.tb_next
+        mine = [line for file, line in frames if path is not None and file == str(path)]
+        if mine:
+            where = f" (line {mine[-1]})"
+        elif path is None and frames:
+            where = f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})"
+    return f"{type(error).__name__}: {error}{where}"
