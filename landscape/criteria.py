@@ -59,7 +59,9 @@ def batch_length(batch: Batch) -> int:
     """Number of examples: the size of the first dimension of the batch's first tensor."""
     if isinstance(batch, Tensor):
         if batch.dim() == 0:
-            raise TaskError("a batch holds a 0-dimensional tensor; the first dimension counts examples")
+            raise TaskError(
+                "a batch holds a 0-dimensional tensor; expected examples along dimension 0"
+            )
         return batch.shape[0]
     values = batch.values() if isinstance(batch, Mapping) else batch
     for value in values:
@@ -138,10 +140,12 @@ class CrossEntropy(Criterion):
         return rows, targets.reshape(-1)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean loss of the batch."""
         rows, targets = self._rows(outputs, _targets(batch))
         return functional.cross_entropy(rows, targets, ignore_index=self.ignore_index)
 
     def divergence(self, outputs: Tensor, anchor_outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean divergence from the anchor's outputs."""
         targets = _targets(batch)
         rows, flat = self._rows(outputs, targets)
         anchor, _ = self._rows(anchor_outputs, targets)
@@ -151,14 +155,14 @@ class CrossEntropy(Criterion):
         return (kl * kept).sum() / kept.sum()
 
     def relabel(self, outputs: Tensor, batch: Batch) -> Batch:
+        """The batch with the anchor's predictions as targets."""
         targets = _targets(batch)
         class_dim = -1 if outputs.shape[:-1] == targets.shape else 1
         predicted = outputs.argmax(class_dim)
-        return _with_targets(
-            batch, torch.where(targets == self.ignore_index, targets, predicted)
-        )
+        return _with_targets(batch, torch.where(targets == self.ignore_index, targets, predicted))
 
     def weight(self, batch: Batch) -> float:
+        """Number of targets that are not ignored."""
         return float((_targets(batch) != self.ignore_index).sum())
 
 
@@ -173,6 +177,7 @@ class SquaredError(Criterion):
     units = "squared units"
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean loss of the batch."""
         targets = _targets(batch)
         if outputs.shape != targets.shape:
             if outputs.squeeze(-1).shape == targets.squeeze(-1).shape:
@@ -185,9 +190,11 @@ class SquaredError(Criterion):
         return self._half_square(outputs - targets)
 
     def divergence(self, outputs: Tensor, anchor_outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean divergence from the anchor's outputs."""
         return self._half_square(outputs - anchor_outputs)
 
     def relabel(self, outputs: Tensor, batch: Batch) -> Batch:
+        """The batch with the anchor's predictions as targets."""
         return _with_targets(batch, outputs.detach().reshape(_targets(batch).shape))
 
     @staticmethod
@@ -207,6 +214,7 @@ class BinaryCrossEntropy(Criterion):
     units = "nats"
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean loss of the batch."""
         targets = _targets(batch).to(outputs.dtype)
         if outputs.numel() != targets.numel():
             raise TaskError(
@@ -218,6 +226,7 @@ class BinaryCrossEntropy(Criterion):
         return losses.sum() / max(outputs.shape[0], 1)
 
     def divergence(self, outputs: Tensor, anchor_outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean divergence from the anchor's outputs."""
         p = torch.sigmoid(anchor_outputs)
         kl = (
             functional.softplus(outputs)
@@ -227,6 +236,7 @@ class BinaryCrossEntropy(Criterion):
         return kl.sum() / max(outputs.shape[0], 1)
 
     def relabel(self, outputs: Tensor, batch: Batch) -> Batch:
+        """The batch with the anchor's predictions as targets."""
         targets = _targets(batch)
         return _with_targets(batch, (outputs > 0).to(targets.dtype).reshape(targets.shape))
 
@@ -239,6 +249,7 @@ class FunctionCriterion(Criterion):
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean loss of the batch."""
         value = self._function(outputs, batch)
         if not isinstance(value, Tensor) or value.dim() != 0:
             seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

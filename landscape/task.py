@@ -220,7 +220,8 @@ def _attribute(module: object, attribute: str, name: str) -> object:
             key
             for key, value in vars(module).items()
             if not key.startswith("_")
-            and (isinstance(value, Task) or (inspect.isfunction(value) and _is_local(value, module)))
+            and (isinstance(value, Task) or inspect.isfunction(value))
+            and _is_local(value, module)
         )
         raise UsageError(
             f"task {name!r} has no attribute {attribute!r}; it defines "
@@ -229,7 +230,7 @@ def _attribute(module: object, attribute: str, name: str) -> object:
 
 
 def _is_local(value: object, module: object) -> bool:
-    return getattr(value, "__module__", None) == getattr(module, "__name__", None)
+    return isinstance(value, Task) or value.__module__ == getattr(module, "__name__", None)
 
 
 def _build(builder: object, settings: dict[str, Any], name: str) -> Task:

@@ -1,0 +1,1 @@
+"""The command line of landscape, installed as ``landscape_cli``."""

@@ -1,0 +1,24 @@
+"""Entry point of ``landscape`` and of ``python -m landscape_cli``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    # `python -m` puts the working directory first, where a user's own landscape.py (or numpy.py)
+    # would be imported instead of the installed one. It comes last, for --task package.module.
+    here = os.getcwd()
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
+    from landscape_cli.app import run
+
+    import landscape  # noqa: F401
+
+    sys.path.append(here)
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

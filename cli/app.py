@@ -1,0 +1,100 @@
+"""The Typer application: its commands, and how errors become one message and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from landscape_cli import check, demo, hessian, inspect, plot, show, train
+from landscape_cli.reporting import REPORT
+
+from landscape import __version__
+from landscape.errors import LandscapeError, TerminatedError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="landscape",
+    help="Measure the geometry of the loss around a trained network.",
+    epilog="Start with: landscape demo. Every command has examples under --help.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _module in (demo, train, inspect, check, hessian, show, plot):
+    _module.register(app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"landscape {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Measure the geometry of the loss around a trained network."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise TerminatedError("terminated; finished units are saved and the same command resumes")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command line and return its exit code; never raises, never prints a traceback.
+
+    With ``--debug`` the traceback of an error is shown. With ``--json`` exactly one JSON document
+    goes to stdout, also on a failure.
+    """
+    arguments = list(argv)
+    REPORT.begin(json="--json" in arguments, command=_command(arguments), argv=arguments)
+    debug = "--debug" in arguments
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="landscape")
+        if code == 130:  # Typer turns an interrupt into this exit code.
+            REPORT.error("interrupted; finished units are saved and the same command resumes", 130)
+        return REPORT.end(code if isinstance(code, int) else 0)
+    except typer.TyperException as error:
+        return REPORT.fail(_usage(error), error.exit_code)
+    except typer.Abort:
+        return REPORT.fail("aborted", 130)
+    except LandscapeError as error:
+        if debug:
+            traceback.print_exc()
+        return REPORT.fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader of stdout (head, less) has gone: nothing is left to say.
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return REPORT.fail(
+            f"this is a bug in landscape: {type(error).__name__}: {error}. Run again with --debug "
+            "and report the traceback",
+            1,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
+
+
+def _usage(error: typer.TyperException) -> str:
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", "landscape")
+    return f"{message} See: {path} --help" if message else f"See: {path} --help"

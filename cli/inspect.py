@@ -1,0 +1,93 @@
+"""``landscape inspect``: what is in a checkpoint; runs no task code."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+from landscape_cli.options import examples
+from landscape_cli.reporting import REPORT, printable
+
+__all__ = ["register"]
+
+
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint.")],
+    weights_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Where the weights are inside the checkpoint.")
+    ] = None,
+    unsafe_pickle: Annotated[
+        bool,
+        typer.Option("--unsafe-pickle", help="Load a checkpoint that may run code."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Tensors, shapes, dtypes, parameter count, norms, NaN and Inf counts, metadata.
+
+    Runs no code from the checkpoint or from a task: unsafe pickles are refused, and the globals
+    they ask for are named.
+    """
+    from rich.table import Table
+
+    from landscape.checkpoint import expand_checkpoints, read_checkpoint, summarise
+    from landscape.errors import UsageError
+
+    paths = expand_checkpoints([checkpoint])
+    if len(paths) != 1:
+        raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; inspect takes one")
+    summary = summarise(
+        read_checkpoint(paths[0], weights_key=weights_key, unsafe_pickle=unsafe_pickle)
+    )
+    for warning in summary.warnings:
+        REPORT.warn(warning)
+    REPORT.add(
+        {
+            "file": None,
+            "checkpoint": str(paths[0]),
+            "step": summary.step,
+            "status": "complete",
+            "config": {"weights_key": weights_key},
+            "values": dataclasses.asdict(summary),
+            "warnings": list(summary.warnings),
+        }
+    )
+    table = Table(title=printable(paths[0]), title_justify="left")
+    for column in ("tensor", "shape", "dtype", "norm", "NaN", "Inf"):
+        text = column in ("tensor", "shape", "dtype")
+        table.add_column(column, justify="left" if text else "right")
+    for row in summary.tensors:
+        shape = "x".join(map(str, row.shape)) or "scalar"
+        bad = "[bold red]{}[/bold red]"
+        table.add_row(
+            printable(row.name),
+            shape,
+            row.dtype,
+            f"{row.norm:.4g}",
+            bad.format(row.nan) if row.nan else "0",
+            bad.format(row.inf) if row.inf else "0",
+        )
+    facts = Table(show_header=False, box=None)
+    facts.add_column(style="bold")
+    facts.add_column()
+    facts.add_row("format", summary.format)
+    facts.add_row("sha256", summary.sha256)
+    facts.add_row("step", "unknown" if summary.step is None else str(summary.step))
+    facts.add_row("parameters", f"{summary.n_parameters} (buffers of floating point included)")
+    facts.add_row("size", f"{summary.n_bytes} bytes")
+    facts.add_row("norm", f"{summary.norm:.6g}")
+    facts.add_row("NaN / Inf", f"{summary.nan} / {summary.inf}")
+    for key, value in summary.metadata.items():
+        facts.add_row(printable(key), printable(value))
+    REPORT.table(table, facts)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "inspect",
+        epilog=examples(
+            "landscape inspect model.safetensors",
+            "landscape inspect last.ckpt --weights-key state_dict --json",
+        ),
+    )(inspect)

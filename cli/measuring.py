@@ -1,0 +1,182 @@
+"""The loop over checkpoints: result files, resuming, errors of single checkpoints, exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from landscape_cli.options import Common
+from landscape_cli.progress import progress_bar
+from landscape_cli.render import report_result
+from landscape_cli.reporting import REPORT, printable
+
+from landscape.checkpoint import expand_checkpoints, read_checkpoint
+from landscape.data import DataSet, materialise
+from landscape.errors import (
+    LandscapeError,
+    NotConvergedError,
+    PartialFailureError,
+    ResultFileError,
+    TerminatedError,
+    UsageError,
+)
+from landscape.hessian import HessianOptions
+from landscape.partial import PartialFile
+from landscape.results import HessianResult
+from landscape.runs import HessianRun, Settings
+from landscape.store import load, result_name, save
+from landscape.task import ResolvedTask, parse_settings, resolve_task
+
+__all__ = ["measure_checkpoints", "settings_from"]
+
+
+def settings_from(common: Common) -> Settings:
+    """The library's settings that the command line stands for."""
+    if common.graph_memory is not None and not common.graph_memory >= 0:
+        raise UsageError(f"--graph-memory {common.graph_memory}: expected a number of GB, or 0")
+    return Settings(
+        loss=common.loss,  # type: ignore[arg-type]  # checked by Settings
+        params=tuple(common.params or ()),
+        examples=common.examples,
+        batch_size=common.batch_size,
+        device=common.device,
+        dtype=common.dtype,
+        seed=common.seed,
+        graph_memory=None if common.graph_memory is None else int(common.graph_memory * 2**30),
+    )
+
+
+def prepare_task(common: Common, settings: Settings) -> tuple[ResolvedTask, DataSet]:
+    """Resolve the task, say which code ran, and read its data."""
+    resolved = resolve_task(common.task, parse_settings(common.set_ or []))
+    REPORT.say(
+        f"task {printable(resolved.name)}: {printable(resolved.path)} "
+        f"(sha256 {resolved.sha256[:12]})"
+    )
+    return resolved, materialise(resolved.task.data, examples=settings.examples, seed=settings.seed)
+
+
+def measure_checkpoints(
+    patterns: Sequence[str], common: Common, options: HessianOptions
+) -> list[Path]:
+    """Measure every checkpoint and return the result files.
+
+    Raises:
+        LandscapeError: what went wrong; with several checkpoints the others are measured first.
+    """
+    settings = settings_from(common)
+    paths = expand_checkpoints(patterns)
+    resolved, data = prepare_task(common, settings)
+    files: list[Path] = []
+    failures: list[LandscapeError] = []
+    unconverged: list[str] = []
+    for path in paths:
+        try:
+            file, result = _measure(path, common, settings, options, resolved, data)
+        except (TerminatedError, UsageError):
+            raise
+        except LandscapeError as error:
+            if len(paths) == 1:
+                REPORT.checkpoint = str(path)
+                raise
+            REPORT.error(str(error), error.exit_code, str(path))
+            failures.append(error)
+            continue
+        files.append(file)
+        if not all(bool(s.converged.all()) for s in result.spectra.values()):
+            unconverged.append(str(path))
+    if failures:
+        if len(failures) == len(paths):
+            codes = {error.exit_code for error in failures}
+            failed = LandscapeError(f"all {len(paths)} checkpoints failed")
+            failed.exit_code = codes.pop() if len(codes) == 1 else 3
+            raise failed
+        raise PartialFailureError(f"{len(failures)} of {len(paths)} checkpoints failed")
+    if unconverged and common.strict:
+        raise NotConvergedError(
+            f"not converged (--strict): {', '.join(unconverged)}. The results are stored; use "
+            "--dtype float64 or a larger --tol"
+        )
+    return files
+
+
+def _measure(
+    path: Path,
+    common: Common,
+    settings: Settings,
+    options: HessianOptions,
+    resolved: ResolvedTask,
+    data: DataSet,
+) -> tuple[Path, HessianResult]:
+    checkpoint = read_checkpoint(
+        path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
+    )
+    run = HessianRun(
+        resolved=resolved,
+        data=data,
+        checkpoint=checkpoint,
+        settings=settings,
+        options=options,
+        argv=("landscape", *REPORT.argv),
+    )
+    file = common.out / result_name(str(path), "hessian", run.key)
+    earlier = None if common.overwrite else _complete(file, run.key)
+    if earlier is not None and _satisfies(earlier, options):
+        REPORT.say(f"{printable(file)} is complete; nothing to do (--overwrite computes it again)")
+        report_result(REPORT, file, earlier, new=False)
+        return file, earlier
+    units = PartialFile(file, run.key, interval=common.flush_seconds)
+    if common.overwrite:
+        units.clear()
+    if units.n_resumed:
+        REPORT.say(f"resuming from {printable(units.path)} ({units.n_resumed} finished units)")
+    if earlier is not None:
+        _reuse_probes(earlier, units)
+    try:
+        with progress_bar(path.name, quiet=common.quiet) as progress:
+            result = run.measure(units=units, progress=progress)
+    except BaseException:
+        units.flush()
+        raise
+    save(file, result)
+    units.remove()
+    report_result(REPORT, file, result)
+    return file, result
+
+
+def _complete(file: Path, key: str) -> HessianResult | None:
+    if not file.exists():
+        return None
+    result = load(file)
+    if result.info.key != key:
+        raise ResultFileError(
+            f"{file} holds a result of another configuration whose key begins alike; use another "
+            "--out, or --overwrite"
+        )
+    return result
+
+
+def _satisfies(result: HessianResult, options: HessianOptions) -> bool:
+    """Whether a complete result has all that is asked for; a larger request continues it."""
+    for name in options.operators:
+        if name not in result.spectra:
+            return False
+        if options.save_vectors and result.spectra[name].eigenvectors is None:
+            return False
+        found = result.moments.get(name)
+        if found is not None and 0 < found.n_probes < options.probes:
+            return False
+    return True
+
+
+def _reuse_probes(result: HessianResult, units: PartialFile) -> None:
+    """Take the probes of a complete result as finished units."""
+    for name, density in result.densities.items():
+        d, n = density.n_deflated, result.info.n_parameters
+        if result.spectra[name].method == "exact":
+            continue
+        for index, (nodes, weights) in enumerate(zip(density.nodes, density.weights, strict=True)):
+            kept = np.flatnonzero(weights[d:] > 0) + d
+            bulk = weights[kept] * n / (n - d)
+            units.put(f"probe-{name}-{index}", {"nodes": nodes[kept], "weights": bulk})

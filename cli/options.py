@@ -1,0 +1,253 @@
+"""Options that all measuring commands share, declared once, and ``--config FILE.toml``."""
+
+# No `from __future__ import annotations`: Typer reads the annotations of the dataclass below.
+import dataclasses
+import inspect
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from landscape.errors import UsageError
+
+__all__ = ["Common", "SetOption", "complete_builtin", "examples", "shared_options"]
+
+_DATA = "Task and data"
+_RUN = "Computation"
+_OUT = "Output"
+
+
+def _config(context: typer.Context, path: Path | None) -> Path | None:
+    """Use a TOML file as the source of defaults; the command line wins over it."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not TOML: {error}") from error
+    own = values.pop(context.info_name or "", {})
+    values = {key: value for key, value in values.items() if not isinstance(value, dict)} | own
+    names = {_long_name(p): p for p in context.command.params if p.name != "checkpoints"}
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        option = key.replace("_", "-")
+        if option == "unsafe-pickle":
+            raise UsageError(
+                f"--config {path}: unsafe-pickle can only be given on the command line, since it "
+                "runs code from the checkpoint"
+            )
+        if option not in names or option == "config":
+            raise UsageError(
+                f"--config {path}: unknown option {key!r} for landscape {context.info_name}; "
+                f"expected one of {', '.join(sorted(filter(None, names)))}"
+            )
+        parameter = names[option]
+        if option == "set" and isinstance(value, dict):
+            value = [f"{k}={_toml(v)}" for k, v in value.items()]
+        if getattr(parameter, "multiple", False) and not isinstance(value, list):
+            value = [value]
+        defaults[str(parameter.name)] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _long_name(parameter: Any) -> str:
+    return max((str(o).lstrip("-") for o in parameter.opts), key=len, default="")
+
+
+def complete_builtin(incomplete: str) -> list[str]:
+    """Built-in task names that begin so, for the shell's tab completion."""
+    from landscape.tasks import BUILTIN_TASKS
+
+    return [name for name in BUILTIN_TASKS if name.startswith(incomplete)]
+
+
+def _complete_task(incomplete: str) -> list[str]:
+    files = [str(p) for p in Path(".").glob("*.py")]
+    return complete_builtin(incomplete) + [name for name in files if name.startswith(incomplete)]
+
+
+TaskOption = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        "-t",
+        metavar="TASK",
+        autocompletion=_complete_task,
+        rich_help_panel=_DATA,
+        help="Task: a file (task.py or task.py:builder), a module (package.module:builder) or a "
+        "built-in name (digits-mlp). A task file is code and runs.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", rich_help_panel=_DATA, help="Argument of the task's builder."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """The shared options, as the command line gives them."""
+
+    task: TaskOption
+    set_: SetOption = None
+    loss: Annotated[
+        str,
+        typer.Option(
+            metavar="task|behaviour|relabelled",
+            rich_help_panel=_DATA,
+            help="task: the criterion. behaviour: divergence from the checkpoint's own outputs. "
+            "relabelled: the criterion with the checkpoint's predictions as targets.",
+        ),
+    ] = "task"
+    params: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=_DATA,
+            help="Only parameters whose name matches this glob, such as '*.weight' (repeatable).",
+        ),
+    ] = None
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=_DATA, help="A seeded random subset of N examples."
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_RUN,
+            help="Largest micro-batch (default 1024 examples); changes results only by rounding.",
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda|cuda:1|mps", rich_help_panel=_RUN, help="auto: cuda, else cpu."
+        ),
+    ] = "auto"
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|float64|bfloat16",
+            rich_help_panel=_RUN,
+            help="Precision of the products (default: float64 where the matrix is built, else "
+            "float32).",
+        ),
+    ] = None
+    graph_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            rich_help_panel=_RUN,
+            help="Memory for kept gradient graphs (default: a quarter of the free memory, half "
+            "on a GPU). 0 rebuilds every graph for every product.",
+        ),
+    ] = None
+    seed: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=_RUN, help="Seed of every random stream.")
+    ] = 0
+    weights_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            rich_help_panel=_DATA,
+            help="Where the weights are inside the checkpoint, such as model or ema.model.",
+        ),
+    ] = None
+    unsafe_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--unsafe-pickle",
+            rich_help_panel=_DATA,
+            help="Load a checkpoint that may run code. Only for files you trust.",
+        ),
+    ] = False
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", rich_help_panel=_OUT, help="Folder of the result files."
+        ),
+    ] = Path("results")
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", rich_help_panel=_OUT, help="Compute again what is complete."),
+    ] = False
+    json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=_OUT, help="One JSON document on stdout."),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", rich_help_panel=_OUT, help="No notices and no progress bar."),
+    ] = False
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", rich_help_panel=_OUT, help="Exit with 4 when something is not converged."
+        ),
+    ] = False
+    debug: Annotated[
+        bool, typer.Option("--debug", rich_help_panel=_OUT, help="Show tracebacks.")
+    ] = False
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            is_eager=True,
+            callback=_config,
+            rich_help_panel=_OUT,
+            help="Defaults for these options; the command line wins.",
+        ),
+    ] = None
+    flush_seconds: Annotated[float, typer.Option(hidden=True)] = 30.0
+
+
+def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace a command's parameter ``common: Common`` by the fields of :class:`Common`."""
+    hints = get_type_hints(function, include_extras=True)
+    shared = get_type_hints(Common, include_extras=True)
+    own = [
+        p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for p in inspect.signature(function).parameters.values()
+        if p.name != "common"
+    ]
+    fields = [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default,
+            annotation=shared[f.name],
+        )
+        for f in dataclasses.fields(Common)
+    ]
+
+    def command(**values: Any) -> Any:
+        common = Common(**{f.name: values.pop(f.name) for f in dataclasses.fields(Common)})
+        return function(common=common, **values)
+
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*own, *fields]}
+    return command
+
+
+def examples(*lines: str) -> str:
+    """An epilog of examples for --help, one command a line."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"$ {line}" for line in lines)

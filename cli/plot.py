@@ -1,0 +1,45 @@
+"""``landscape plot``: figures from result files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from landscape_cli.options import examples
+from landscape_cli.reporting import REPORT
+
+__all__ = ["register"]
+
+
+def plot(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files (.h5).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Figure file: .png, .pdf or .svg (default: beside)."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Spectral density on a log scale and the largest eigenvalues with their residuals.
+
+    Several results are drawn together, in the order of their training steps.
+    """
+    from landscape.plotting import plot_results
+
+    target = results[0].with_suffix(".png") if out is None else out
+    plot_results(results, target)
+    REPORT.add({"file": str(target), "checkpoint": None, "step": None, "status": "complete"})
+    REPORT.say(f"figure: {target}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "plot",
+        epilog=examples(
+            "landscape plot results/step_001000.hessian.1a2b3c4d.h5",
+            "landscape plot results/*.h5 -o spectrum.pdf",
+        ),
+    )(plot)

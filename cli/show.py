@@ -1,0 +1,36 @@
+"""``landscape show``: results as tables in the terminal."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from landscape_cli.options import examples
+from landscape_cli.reporting import REPORT
+
+__all__ = ["register"]
+
+
+def show(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files (.h5).")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """A table of what each result file holds: eigenvalues with residuals, trace, cost."""
+    from landscape_cli.render import report_result
+
+    from landscape.store import load
+
+    for path in results:
+        report_result(REPORT, path, load(path))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "show",
+        epilog=examples(
+            "landscape show results/step_001000.hessian.1a2b3c4d.h5",
+            "landscape show results/*.h5 --json",
+        ),
+    )(show)

@@ -1,0 +1,51 @@
+"""Measure the geometry of the loss around a trained network.
+
+The public names are imported on first use, so that ``import landscape`` alone loads neither torch
+nor h5py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from landscape.checkpoint import read_checkpoint as read_checkpoint
+    from landscape.criteria import Criterion as Criterion
+    from landscape.errors import LandscapeError as LandscapeError
+    from landscape.hessian import HessianOptions as HessianOptions
+    from landscape.results import HessianResult as HessianResult
+    from landscape.risk import Risk as Risk
+    from landscape.runs import Settings as Settings
+    from landscape.runs import hessian_spectrum as hessian_spectrum
+    from landscape.store import load as load
+    from landscape.task import Task as Task
+    from landscape.task import resolve_task as resolve_task
+
+_HOME = {
+    "Criterion": "criteria",
+    "HessianOptions": "hessian",
+    "HessianResult": "results",
+    "LandscapeError": "errors",
+    "Risk": "risk",
+    "Settings": "runs",
+    "Task": "task",
+    "hessian_spectrum": "runs",
+    "load": "store",
+    "read_checkpoint": "checkpoint",
+    "resolve_task": "task",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'landscape' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"landscape.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

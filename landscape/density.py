@@ -1,0 +1,191 @@
+"""Spectral density and moments by stochastic Lanczos quadrature, or from every eigenvalue.
+
+Converged eigenpairs are deflated first: they enter with their exact weight 1/n, and the probes
+only estimate the rest. A probe is uniform on the unit sphere of the remaining space, so that
+``(n - d) * quadrature`` estimates the trace of any function there without bias.
+
+Sources: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38 (2017); Lin, Saad and Yang, SIAM
+Review 58 (2016); Ghorbani, Krishnan and Xiao, ICML 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from landscape.krylov import quadrature
+from landscape.operators import LinearOperator
+from landscape.results import Density, Estimate, Moments
+from landscape.rng import normal, stream
+
+__all__ = ["assemble_density", "estimate", "exact_density", "moments", "probe", "smooth"]
+
+FloatArray = NDArray[np.float64]
+
+_GRID = 2048
+_BANDWIDTH = 1 / 150  # Of the spectrum's span: outliers stay apart, the bulk stays smooth.
+
+
+def probe(
+    operator: LinearOperator,
+    index: int,
+    *,
+    steps: int,
+    seed: int,
+    deflate: Tensor | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> tuple[FloatArray, FloatArray]:
+    """Nodes and weights (sum 1) of one probe on the space orthogonal to ``deflate``.
+
+    The probe's vector comes from a stream of its own, so probes can be run in any order.
+
+    Cost: ``steps`` matrix-vector products.
+    """
+    start = normal(operator.n, stream(seed, "probe", index), like=operator.like)
+    return quadrature(operator, start, steps=steps, deflate=deflate, on_step=on_step)
+
+
+def assemble_density(
+    name: str,
+    probes: Sequence[tuple[FloatArray, FloatArray]],
+    *,
+    n: int,
+    deflated: FloatArray,
+    n_matvecs: int,
+) -> Density:
+    """Join probes and deflated eigenvalues into a density.
+
+    Args:
+        name: the operator's name.
+        probes: (nodes, weights) of every probe.
+        n: size of the operator.
+        deflated: the deflated eigenvalues (d,).
+        n_matvecs: products used.
+    """
+    d = len(deflated)
+    longest = max((len(nodes) for nodes, _ in probes), default=0)
+    nodes = np.zeros((max(len(probes), 1), d + longest))
+    weights = np.zeros_like(nodes)
+    nodes[:, :d], weights[:, :d] = deflated, 1 / n
+    for row, (t, w) in enumerate(probes):
+        nodes[row, d : d + len(t)] = t
+        nodes[row, d + len(t) :] = t[-1] if len(t) else 0.0
+        weights[row, d : d + len(t)] = (n - d) / n * w
+    return _density(name, nodes, weights, d, n_matvecs)
+
+
+def exact_density(name: str, eigenvalues: FloatArray) -> Density:
+    """The density of a fully known spectrum: one row, every eigenvalue with weight 1/n."""
+    n = len(eigenvalues)
+    return _density(name, eigenvalues[None, :], np.full((1, n), 1 / n), n, 0)
+
+
+def _density(
+    name: str, nodes: FloatArray, weights: FloatArray, n_deflated: int, n_matvecs: int
+) -> Density:
+    low, high = float(nodes.min()), float(nodes.max())
+    span = high - low
+    bandwidth = span * _BANDWIDTH if span > 0 else max(abs(high), 1.0) * _BANDWIDTH
+    grid = np.linspace(low - 6 * bandwidth, high + 6 * bandwidth, _GRID)
+    rows = np.stack([smooth(t, w, grid, bandwidth) for t, w in zip(nodes, weights, strict=True)])
+    exact = n_deflated == nodes.shape[1]
+    spread = np.zeros(_GRID) if exact else _stderr(rows)
+    return Density(
+        operator=name,
+        nodes=nodes,
+        weights=weights,
+        grid=grid,
+        density=rows.mean(0),
+        stderr=spread,
+        bandwidth=bandwidth,
+        n_deflated=n_deflated,
+        n_matvecs=n_matvecs,
+    )
+
+
+def smooth(
+    nodes: FloatArray, weights: FloatArray, grid: FloatArray, bandwidth: float
+) -> FloatArray:
+    """``sum_j weights_j N(grid; nodes_j, bandwidth^2)``, shape of grid."""
+    out = np.zeros_like(grid)
+    for start in range(0, len(nodes), 256):
+        z = (grid[None, :] - nodes[start : start + 256, None]) / bandwidth
+        out += weights[start : start + 256] @ np.exp(-0.5 * z * z)
+    out /= bandwidth * np.sqrt(2 * np.pi)
+    return out
+
+
+def _stderr(rows: FloatArray) -> FloatArray:
+    if len(rows) < 2:
+        return np.full(rows.shape[1:], np.nan)
+    return np.asarray(rows.std(0, ddof=1) / np.sqrt(len(rows)))
+
+
+def estimate(samples: FloatArray, *, exact: bool = False) -> Estimate:
+    """Mean of independent samples with its standard error and 95% t-interval.
+
+    One sample has an infinite interval, unless it is exact.
+    """
+    value = float(np.mean(samples))
+    if exact:
+        return Estimate(value=value, stderr=0.0, lower=value, upper=value)
+    if len(samples) < 2:
+        return Estimate(value=value, stderr=np.nan, lower=-np.inf, upper=np.inf)
+    stderr = float(_stderr(samples[:, None])[0])
+    half = float(stats.t.ppf(0.975, len(samples) - 1)) * stderr
+    return Estimate(value=value, stderr=stderr, lower=value - half, upper=value + half)
+
+
+def moments(density: Density, *, n: int, eps: float) -> Moments:
+    """Trace, trace of the square, negative and near-zero mass of a density.
+
+    Args:
+        density: nodes and weights by probe.
+        n: size of the operator.
+        eps: rounding unit of the products that the nodes come from.
+    """
+    nodes, weights = density.nodes, density.weights
+    exact = density.n_deflated == nodes.shape[1]
+    resolution = _resolution(nodes, weights, n=n, eps=eps, exact=exact)
+
+    def mass(chosen: NDArray[np.bool_]) -> Estimate:
+        found = estimate((weights * chosen).sum(1), exact=exact)
+        return Estimate(
+            value=found.value,
+            stderr=found.stderr,
+            lower=max(found.lower, 0.0),
+            upper=min(found.upper, 1.0),
+        )
+
+    return Moments(
+        operator=density.operator,
+        trace=estimate(n * (weights * nodes).sum(1), exact=exact),
+        trace_square=estimate(n * (weights * nodes**2).sum(1), exact=exact),
+        negative_mass=mass(nodes < -resolution),
+        near_zero_mass=mass(np.abs(nodes) <= resolution),
+        resolution=resolution,
+        n_probes=0 if exact else len(nodes),
+    )
+
+
+def _resolution(
+    nodes: FloatArray, weights: FloatArray, *, n: int, eps: float, exact: bool
+) -> float:
+    """Half-width about zero inside which eigenvalues cannot be told from exact zeros.
+
+    Rounding gives ``eps * sqrt(n) * max |node|``. A quadrature node stands for all eigenvalues
+    nearer to it than to its neighbours, so the node nearest zero adds the half-width of its cell.
+    """
+    floor = float(eps * np.sqrt(n) * np.abs(nodes).max(initial=0.0))
+    if exact:
+        return floor
+    cells = []
+    for row, weight in zip(nodes, weights, strict=True):
+        t = np.unique(row[weight > 0])
+        k = int(np.abs(t).argmin())
+        cells.append(max(abs(t[k] + t[j]) / 2 for j in (max(k - 1, 0), min(k + 1, len(t) - 1))))
+    return max(floor, float(np.median(cells)))

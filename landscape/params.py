@@ -1,0 +1,82 @@
+"""Named parameters and the flat vector w in R^n: order, selection, tied and frozen weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import TaskError, UsageError
+
+__all__ = ["ParameterSpace"]
+
+
+class ParameterSpace:
+    """The coordinates of w: the model's trainable parameters in order, tied ones once.
+
+    Args:
+        model: parameters with ``requires_grad=False`` are frozen and left out.
+        patterns: keep only parameters whose name matches one of these globs (``*.weight``).
+
+    Attributes:
+        names: parameter names, in the model's order.
+        parameters: the parameters themselves.
+        sizes: number of coordinates of each.
+        n: total number of coordinates.
+
+    Raises:
+        UsageError: a pattern matches no trainable parameter.
+        TaskError: the model has no trainable parameters, or complex ones.
+    """
+
+    def __init__(self, model: nn.Module, patterns: Sequence[str] = ()) -> None:
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise TaskError("the task's model has no trainable parameters (requires_grad=True)")
+        for name, parameter in trainable.items():
+            if not parameter.is_floating_point():
+                raise TaskError(
+                    f"parameter {name!r} has dtype {parameter.dtype}; expected real floating point"
+                )
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in trainable):
+                near = difflib.get_close_matches(pattern, trainable, n=3, cutoff=0.3)
+                raise UsageError(
+                    f"--params {pattern!r} matches no trainable parameter; nearest names: "
+                    f"{', '.join(near or list(trainable)[:3])}. Patterns are globs, such as "
+                    "'*.weight'"
+                )
+        self.names: tuple[str, ...] = tuple(
+            name
+            for name in trainable
+            if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+        )
+        self.parameters: tuple[nn.Parameter, ...] = tuple(trainable[name] for name in self.names)
+        self.shapes: tuple[torch.Size, ...] = tuple(p.shape for p in self.parameters)
+        self.sizes: list[int] = [p.numel() for p in self.parameters]
+        self.n: int = sum(self.sizes)
+
+    def vector(self) -> Tensor:
+        """A copy of the current parameters as a flat vector of shape (n,)."""
+        return self.flatten([p.detach() for p in self.parameters])
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Join one tensor per parameter into a vector of shape (n,)."""
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """Views of a vector (n,), or of rows (k, n), in the parameters' shapes."""
+        lead = vector.shape[:-1]
+        parts = torch.split(vector, self.sizes, dim=-1)
+        return tuple(
+            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+        )
+
+    def assign(self, vector: Tensor) -> None:
+        """Write a flat vector into the model's parameters (in place)."""
+        with torch.no_grad():
+            for parameter, part in zip(self.parameters, self.split(vector), strict=True):
+                parameter.copy_(part)

@@ -1,0 +1,128 @@
+"""Unfinished state: finished units of work beside the result file, flushed on a time interval."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from landscape.errors import ResultFileError
+from landscape.store import SCHEMA, atomic_h5, open_untrusted, remove_stale
+
+__all__ = ["MemoryUnits", "PartialFile"]
+
+Unit = Mapping[str, Any]
+
+
+class MemoryUnits:
+    """Units of work held in memory only: what library users get by default."""
+
+    def __init__(self) -> None:
+        self._units: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The arrays and numbers of a unit, or None where it has not been stored."""
+        return self._units.get(name)
+
+    def put(self, name: str, unit: Unit) -> None:
+        """Store or replace a unit."""
+        self._units[name] = dict(unit)
+
+    def drop(self, name: str) -> None:
+        """Forget a unit."""
+        self._units.pop(name, None)
+
+    def due(self) -> bool:
+        """Whether unfinished state should be stored now; called often, answers seldom."""
+        return False
+
+
+class PartialFile(MemoryUnits):
+    """Units of work in ``<name>.h5.partial``, rewritten atomically on a time interval.
+
+    Args:
+        result: path of the result file.
+        key: the run key; state of another key is ignored.
+        interval: seconds between flushes.
+    """
+
+    def __init__(self, result: Path, key: str, *, interval: float = 30.0) -> None:
+        super().__init__()
+        self.path = result.with_name(result.name + ".partial")
+        self.key = key
+        self.interval = interval
+        self.n_resumed = 0
+        self._changed = False
+        self._last = time.monotonic()
+        if result.parent.is_dir():
+            remove_stale(result)
+            remove_stale(self.path)
+        self._read()
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        try:
+            with open_untrusted(self.path) as file:
+                if file.attrs.get("key") != self.key:
+                    return
+                self.seconds = float(file.attrs["seconds"])
+                for name, group in file["units"].items():
+                    unit = {key: np.asarray(data[()]) for key, data in group.items()}
+                    self._units[name] = unit | dict(group.attrs)
+        except ResultFileError:
+            # A damaged partial file only costs the time to compute it again.
+            self._units, self.seconds = {}, 0.0
+        self.n_resumed = len(self._units)
+
+    def put(self, name: str, unit: Unit) -> None:
+        """Store or replace a unit, and flush where the interval has passed."""
+        super().put(name, unit)
+        self._changed = True
+        if self.due():
+            self.flush()
+
+    def drop(self, name: str) -> None:
+        """Forget a unit."""
+        super().drop(name)
+        self._changed = True
+
+    def clear(self) -> None:
+        """Forget all units and start anew."""
+        self._units.clear()
+        self.seconds, self.n_resumed, self._changed = 0.0, 0, True
+
+    def due(self) -> bool:
+        """Whether the interval since the last flush has passed."""
+        return time.monotonic() - self._last >= self.interval
+
+    def flush(self) -> None:
+        """Write all units now, if anything changed."""
+        if not self._changed:
+            return
+        with atomic_h5(self.path) as file:
+            file.attrs["schema"] = SCHEMA
+            file.attrs["key"] = self.key
+            file.attrs["seconds"] = self.seconds
+            units = file.create_group("units", track_order=True)
+            for name, unit in self._units.items():
+                _write_unit(units.create_group(name), unit)
+        self._changed = False
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Delete the partial file: its result is complete."""
+        self.path.unlink(missing_ok=True)
+
+
+def _write_unit(group: h5py.Group, unit: Unit) -> None:
+    for key, value in unit.items():
+        if isinstance(value, np.ndarray):
+            group.create_dataset(key, data=value)
+        else:
+            group.attrs[key] = value

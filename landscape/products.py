@@ -1,0 +1,273 @@
+"""Matrix-vector products with the curvature of a risk, with gradient graphs kept alive.
+
+The graph of the gradient does not depend on the vector, so it is built once per micro-batch and
+only the second backward pass is run per product. Graphs are kept within a memory budget;
+micro-batches beyond it are rebuilt for every product. No forward-mode differentiation is used:
+it fails on several common layers and losses, and reverse over forward is silently wrong on some.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError, TaskError
+from landscape.risk import Risk, batch_tensors
+
+__all__ = ["CurvatureProduct", "GGNProduct", "HessianProduct", "MemoryPlan", "default_graph_memory"]
+
+_BLOCK = 16  # Vectors per vmapped block: larger ones gain nothing and cost memory.
+
+
+def default_graph_memory(device: torch.device) -> int:
+    """Bytes that kept graphs may take: half of a device's free memory, a quarter of a host's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (ValueError, OSError, AttributeError):
+        return 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """How much memory kept graphs take, in bytes.
+
+    Attributes:
+        graph_bytes: saved tensors of the first (largest) micro-batch's graph.
+        budget: bytes allowed for kept graphs.
+        n_batches: micro-batches in the data set.
+        n_kept: how many keep their graph; the others are rebuilt for every product.
+    """
+
+    graph_bytes: int
+    budget: int
+    n_batches: int
+    n_kept: int
+
+
+class _SavedBytes:
+    """Counts the distinct bytes that autograd saves while a graph is built."""
+
+    def __init__(self, excluded: Sequence[Tensor]) -> None:
+        self._seen = {t.untyped_storage().data_ptr() for t in excluded}
+        self.total = 0
+
+    def __enter__(self) -> _SavedBytes:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._hooks.__exit__(*details)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor
+
+
+class CurvatureProduct(ABC):
+    """``V -> sum_b fraction_b C_b V`` for a curvature matrix C that is a mean over examples.
+
+    Args:
+        risk: the loss at the anchor; its parameters must not change afterwards.
+        graph_memory: bytes for kept graphs (default: :func:`default_graph_memory`).
+
+    Attributes:
+        n_products: products with the whole data set so far.
+    """
+
+    def __init__(self, risk: Risk, *, graph_memory: int | None = None) -> None:
+        self.risk = risk
+        self.n_products = 0
+        self._budget = default_graph_memory(risk.device) if graph_memory is None else graph_memory
+        self._kept: dict[int, Any] = {}
+        self._plan: MemoryPlan | None = None
+        self._vmap_works = True
+
+    @abstractmethod
+    def _build(self, index: int) -> Any:
+        """The graph of micro-batch ``index``; None where its curvature is identically zero."""
+
+    @abstractmethod
+    def _apply(
+        self, graph: Any, parts: tuple[Tensor, ...], *, retain: bool, batched: bool
+    ) -> tuple[Tensor, ...]:
+        """Product of one micro-batch's curvature with a vector, or with rows where batched."""
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The memory plan; measured on the first micro-batch when first asked for."""
+        if self._plan is None:
+            risk = self.risk
+            inputs = batch_tensors(risk.batch(0))
+            with _SavedBytes([*risk.space.parameters, *risk.model.buffers(), *inputs]) as saved:
+                graph = self._build_checked(0)
+            n_kept = min(risk.n_batches, self._budget // max(saved.total, 1))
+            self._plan = MemoryPlan(
+                graph_bytes=saved.total,
+                budget=self._budget,
+                n_batches=risk.n_batches,
+                n_kept=int(n_kept),
+            )
+            if n_kept:
+                self._kept[0] = graph
+        return self._plan
+
+    def _build_checked(self, index: int) -> Any:
+        try:
+            return self._build(index)
+        except LandscapeError:
+            raise
+        except RuntimeError as error:
+            raise _no_second_derivative(error) from error
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """C v for a vector (n,); one matrix-vector product."""
+        return self._product(vector, batched=False)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """C applied to each of k rows (k, n), in vmapped blocks where that works."""
+        if len(rows) == 1 or not self._vmap_works:
+            return torch.stack([self.matvec(row) for row in rows]) if len(rows) else rows.clone()
+        try:
+            return torch.cat(
+                [self._product(block, batched=True) for block in torch.split(rows, _BLOCK)]
+            )
+        except RuntimeError:
+            # Some backward formulas have no batching rule; one vector at a time always works.
+            self._vmap_works = False
+            return self.rows(rows)
+
+    def _product(self, vectors: Tensor, *, batched: bool) -> Tensor:
+        risk = self.risk
+        parts = risk.space.split(vectors)
+        total = torch.zeros_like(vectors)
+        n_kept = self.plan.n_kept
+        for index in range(risk.n_batches):
+            graph = self._kept[index] if index in self._kept else self._build_checked(index)
+            keep = index < n_kept
+            if keep:
+                self._kept[index] = graph
+            if graph is None:
+                continue
+            try:
+                result = self._apply(graph, parts, retain=keep, batched=batched)
+            except RuntimeError as error:
+                if batched:
+                    raise
+                raise _no_second_derivative(error) from error
+            lead = vectors.shape[:-1]
+            total += torch.cat([t.reshape(*lead, -1) for t in result], dim=-1)
+        self.n_products += len(vectors) if batched else 1
+        return total
+
+    def release(self) -> None:
+        """Free the kept graphs."""
+        self._kept.clear()
+
+
+class HessianProduct(CurvatureProduct):
+    """Hessian-vector products ``H v`` by a second backward through the kept gradient graph."""
+
+    def _build(self, index: int) -> Any:
+        risk = self.risk
+        gradient = torch.autograd.grad(
+            risk.batch_loss(index), risk.space.parameters, create_graph=True, allow_unused=True
+        )
+        # A parameter that enters linearly (or not at all) has a constant gradient: no graph.
+        places = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
+        return (places, [gradient[i] for i in places]) if places else None
+
+    def _apply(
+        self, graph: Any, parts: tuple[Tensor, ...], *, retain: bool, batched: bool
+    ) -> tuple[Tensor, ...]:
+        places, gradient = graph
+        return torch.autograd.grad(
+            gradient,
+            self.risk.space.parameters,
+            grad_outputs=[parts[i] for i in places],
+            retain_graph=retain,
+            allow_unused=True,
+            materialize_grads=True,
+            is_grads_batched=batched,
+        )
+
+
+class GGNProduct(CurvatureProduct):
+    """Products with the generalised Gauss-Newton matrix, ``J^T (d^2 loss / df^2) J v``.
+
+    The Jacobian product ``J v`` is the derivative of ``u -> J^T u`` (linear in u), so three
+    backward passes through kept graphs suffice for any model and any criterion. With
+    ``behaviour`` loss this equals the Hessian, since the divergence's gradient is zero.
+    """
+
+    def _build(self, index: int) -> Any:
+        risk = self.risk
+        outputs = risk.outputs(index)
+        detached = outputs.detach().requires_grad_()
+        loss = risk.output_loss(detached, index) * risk.fractions[index]
+        (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
+        if not slope.requires_grad or not outputs.requires_grad:
+            return None
+        cotangent = torch.zeros_like(outputs, requires_grad=True)
+        pullback = torch.autograd.grad(
+            outputs,
+            risk.space.parameters,
+            grad_outputs=cotangent,
+            create_graph=True,
+            allow_unused=True,
+        )
+        places = [i for i, g in enumerate(pullback) if g is not None and g.requires_grad]
+        return places, [pullback[i] for i in places], cotangent, slope, detached, outputs
+
+    def _apply(
+        self, graph: Any, parts: tuple[Tensor, ...], *, retain: bool, batched: bool
+    ) -> tuple[Tensor, ...]:
+        places, pullback, cotangent, slope, detached, outputs = graph
+        (tangent,) = torch.autograd.grad(
+            pullback,
+            cotangent,
+            grad_outputs=[parts[i] for i in places],
+            retain_graph=True,
+            is_grads_batched=batched,
+        )
+        (curved,) = torch.autograd.grad(
+            slope,
+            detached,
+            grad_outputs=tangent,
+            retain_graph=retain,
+            is_grads_batched=batched,
+        )
+        return torch.autograd.grad(
+            outputs,
+            self.risk.space.parameters,
+            grad_outputs=curved,
+            retain_graph=retain,
+            allow_unused=True,
+            materialize_grads=True,
+            is_grads_batched=batched,
+        )
+
+
+def _no_second_derivative(error: RuntimeError) -> LandscapeError:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return TaskError(
+            f"out of memory while differentiating: {text}. Use a smaller --batch-size or "
+            "--graph-memory, or --dtype float32"
+        )
+    return TaskError(
+        f"the loss could not be differentiated twice: {text}. A fused kernel or a custom "
+        "autograd.Function without a second derivative is the usual cause; for attention use the "
+        "'eager' or 'math' implementation"
+    )

@@ -1,0 +1,368 @@
+"""One measurement of one checkpoint: from a task and weights to a result with its provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from landscape import __version__
+from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
+from landscape.data import DataSet, materialise
+from landscape.errors import UsageError
+from landscape.hessian import (
+    HessianOptions,
+    Progress,
+    Units,
+    choose_method,
+    default_tol,
+    measure_operator,
+)
+from landscape.operators import curvature
+from landscape.params import ParameterSpace
+from landscape.partial import MemoryUnits
+from landscape.results import HessianResult, RunInfo
+from landscape.risk import LossKind, Risk
+from landscape.spectrum import check_wanted
+from landscape.store import SCHEMA, run_key
+from landscape.task import ResolvedTask, Task, resolve_task
+
+__all__ = ["HessianRun", "Settings", "hessian_spectrum", "resolve_device", "resolve_dtype"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all measurements share.
+
+    Attributes:
+        loss: ``task``, ``behaviour`` or ``relabelled``.
+        params: globs that select parameters; all trainable ones where empty.
+        examples: size of a seeded random subset of the data; everything where None.
+        batch_size: largest micro-batch in examples; changes results only by rounding.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        dtype: ``float32``, ``float64``, ``bfloat16``, or None for the command's default.
+        seed: seed of every random stream.
+        graph_memory: bytes for kept gradient graphs; a share of the free memory where None.
+    """
+
+    loss: LossKind = "task"
+    params: tuple[str, ...] = ()
+    examples: int | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    seed: int = 0
+    graph_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("task", "behaviour", "relabelled"):
+            raise UsageError(f"--loss {self.loss!r}: expected task, behaviour or relabelled")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        for name, value in (("examples", self.examples), ("batch-size", self.batch_size)):
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: expected a positive whole number")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is cuda where there is one, else cpu.
+
+    Raises:
+        UsageError: an unknown name or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f"--device {name!r} is unknown; expected auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA devices. Use "
+            "--device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has no MPS device. Use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {name!r} is not supported; expected cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype of that name.
+
+    Raises:
+        UsageError: float64 on mps, which has none.
+    """
+    if device.type == "mps" and name == "float64":
+        raise UsageError("float64 does not exist on mps. Use --dtype float32 or --device cpu")
+    return DTYPES[name]
+
+
+@dataclass(kw_only=True)
+class HessianRun:
+    """A prepared ``hessian`` measurement of one checkpoint; :meth:`measure` does it.
+
+    Args:
+        resolved: the task; its model receives the weights.
+        data: the task's data, read once for all checkpoints.
+        checkpoint: the weights, or None to take the model's own.
+        settings: what all measurements share.
+        options: what to measure.
+
+    Attributes:
+        method: ``exact`` or ``lanczos``, once ``auto`` is resolved.
+        key: SHA-256 of everything that determines the estimates; not of the batch size, the
+            device, the number of probes or what is saved besides.
+    """
+
+    resolved: ResolvedTask
+    data: DataSet
+    checkpoint: Checkpoint | None
+    settings: Settings
+    options: HessianOptions
+    argv: Sequence[str] = ()
+    method: str = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        model = self.resolved.task.model
+        settings, options = self.settings, self.options
+        n = ParameterSpace(model, settings.params).n
+        self.method = choose_method(options.method, n)
+        self._top, self._bottom = options.wanted(n)
+        check_wanted(n, self._top, self._bottom)
+        self._device = resolve_device(settings.device)
+        default = "float64" if self.method == "exact" and self._device.type != "mps" else "float32"
+        self._dtype_name = settings.dtype or default
+        self._dtype = resolve_dtype(self._dtype_name, self._device)
+        self._tol = default_tol(self._dtype) if options.tol is None else options.tol
+        self.key = run_key({**self.config, **self._identity()})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every resolved option that the estimates depend on."""
+        settings, options = self.settings, self.options
+        return {
+            "command": "hessian",
+            "set": self.resolved.settings,
+            "criterion": self.resolved.task.resolved_criterion.name,
+            "units": self.resolved.task.resolved_criterion.units,
+            "loss": settings.loss,
+            "params": list(settings.params),
+            "examples": settings.examples,
+            "dtype": self._dtype_name,
+            "seed": settings.seed,
+            "operators": list(options.operators),
+            "method": self.method,
+            "top": self._top,
+            "bottom": self._bottom,
+            "tol": self._tol,
+            "density": options.density,
+            "steps": options.steps,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "task_sha256": self.resolved.sha256,
+            "checkpoint_sha256": self._checkpoint_sha256(),
+            "data": self.data.digest,
+        }
+
+    def _checkpoint_sha256(self) -> str:
+        if self.checkpoint is not None:
+            return self.checkpoint.sha256
+        digest = hashlib.sha256()
+        for name, tensor in self.resolved.task.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
+        return digest.hexdigest()
+
+    def risk(self) -> Risk:
+        """Load the weights into the model and return the risk at them.
+
+        Raises:
+            CheckpointError: the weights do not fit.
+            NotFiniteError: they are not finite.
+        """
+        task, settings = self.resolved.task, self.settings
+        # Cast first: weights of higher precision than the model's must not be rounded twice.
+        task.model.to(dtype=self._dtype, device=self._device)
+        if self.checkpoint is not None:
+            load_into(task.model, self.checkpoint)
+        return Risk(
+            task,
+            self.data,
+            loss=settings.loss,
+            params=settings.params,
+            batch_size=settings.batch_size,
+            device=self._device,
+            dtype=self._dtype,
+        )
+
+    def measure(
+        self,
+        *,
+        units: Units | None = None,
+        progress: Progress = lambda phase, done, total: None,
+    ) -> HessianResult:
+        """Measure and return the result.
+
+        Args:
+            units: finished units of an earlier, interrupted run; kept up to date.
+            progress: called with a phase, the products done in it and their number where known.
+
+        Raises:
+            TaskError: the loss is not deterministic or cannot be differentiated twice.
+            NotFiniteError: the loss, the gradient or a product is not finite.
+        """
+        units = MemoryUnits() if units is None else units
+        started = datetime.now(UTC)
+        risk = self.risk()
+        loss = risk.require_deterministic()
+        gradient_norm = float(torch.linalg.vector_norm(risk.gradient().double()))
+        clock = time.monotonic()
+        earlier = units.seconds
+        spectra, densities, moments = {}, {}, {}
+
+        def tick(phase: str, done: int, total: int | None) -> None:
+            units.seconds = earlier + time.monotonic() - clock
+            progress(phase, done, total)
+
+        for name in self.options.operators:
+            operator = curvature(name, risk, graph_memory=self.settings.graph_memory)
+            spectra[name], density, found = measure_operator(
+                operator, name, self.options, seed=self.settings.seed, units=units, progress=tick
+            )
+            operator.product.release()
+            if density is not None and found is not None:
+                densities[name], moments[name] = density, found
+        info = RunInfo(
+            schema=SCHEMA,
+            command="hessian",
+            argv=tuple(self.argv),
+            config={**self.config, "probes": self.options.probes},
+            key=self.key,
+            seed=self.settings.seed,
+            versions=versions(),
+            device=device_name(self._device),
+            dtype=self._dtype_name,
+            task=self.resolved.name,
+            task_sha256=self.resolved.sha256,
+            checkpoint="" if self.checkpoint is None else self.checkpoint.path,
+            checkpoint_sha256=self._checkpoint_sha256(),
+            step=None if self.checkpoint is None else self.checkpoint.step,
+            n_parameters=risk.n,
+            n_examples=self.data.n_examples,
+            loss=loss,
+            gradient_norm=gradient_norm,
+            status="complete",
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            wall_seconds=earlier + time.monotonic() - clock,
+            n_matvecs=sum(s.n_matvecs for s in spectra.values())
+            + sum(d.n_matvecs for d in densities.values()),
+            n_forward=int(risk.n_forward),
+            n_gradient=int(risk.n_gradient),
+            warnings=tuple(self._warnings(spectra, gradient_norm)),
+        )
+        return HessianResult(
+            info=info,
+            spectra=spectra,
+            densities=densities,
+            moments=moments,
+            indices=None if self.data.indices is None else self.data.indices.numpy(),
+        )
+
+    def _warnings(self, spectra: Mapping[str, Any], gradient_norm: float) -> list[str]:
+        found = []
+        for name, spectrum in spectra.items():
+            missed = int((~spectrum.converged).sum())
+            if missed:
+                worst = float(spectrum.residuals.max())
+                found.append(
+                    f"{name}: {missed} of {len(spectrum.converged)} eigenvalues are not converged "
+                    f"(largest residual {worst:.2e}); use --dtype float64 or a larger --tol"
+                )
+        if self.checkpoint is not None and self.checkpoint.unsafe_pickle:
+            found.append("the checkpoint was loaded with --unsafe-pickle")
+        return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    import h5py
+    import numpy as np
+    import scipy
+
+    return {
+        "landscape": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "h5py": h5py.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device with its hardware's name where torch knows it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def hessian_spectrum(
+    task: Task | ResolvedTask | str,
+    checkpoint: Path | str | None = None,
+    *,
+    settings: Settings | None = None,
+    options: HessianOptions | None = None,
+    task_settings: Mapping[str, Any] | None = None,
+) -> HessianResult:
+    """Hessian spectrum of a network: the library's counterpart of ``landscape hessian``.
+
+    Args:
+        task: a :class:`Task`, a task file ``file.py:attr`` or a built-in name.
+        checkpoint: weights to load; the model's own where None.
+        settings: data, device and precision.
+        options: what to measure.
+        task_settings: arguments of the task's builder, where ``task`` is a name.
+
+    Returns:
+        eigenvalues with residuals, and density and moments with standard errors.
+
+    Raises:
+        LandscapeError: see :mod:`landscape.errors`.
+
+    Example:
+        >>> result = hessian_spectrum("digits-mlp", options=HessianOptions(top=3))
+        >>> len(result.spectra["hessian"].eigenvalues)
+        1210
+    """
+    settings = Settings() if settings is None else settings
+    if isinstance(task, str):
+        task = resolve_task(task, task_settings)
+    if isinstance(task, Task):
+        task = ResolvedTask(task=task, name="(in memory)", path="", sha256="", settings={})
+    data = materialise(task.task.data, examples=settings.examples, seed=settings.seed)
+    return HessianRun(
+        resolved=task,
+        data=data,
+        checkpoint=None if checkpoint is None else read_checkpoint(Path(checkpoint)),
+        settings=settings,
+        options=HessianOptions() if options is None else options,
+    ).measure()

@@ -1,0 +1,329 @@
+"""Result files: the HDF5 schema, run keys, and crash-safe writing.
+
+A result file is written to a temporary file beside it, flushed to disk and renamed, so that a kill
+at any instant leaves either the old or the new state. Files are readable as netCDF-4 too: every
+array axis has a dimension scale in its own leaf group. Result files are untrusted input: links out
+of the file, external storage and absurd sizes are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from landscape.errors import ResultFileError
+from landscape.results import Density, Estimate, HessianResult, Moments, RunInfo, Spectrum
+
+__all__ = ["SCHEMA", "atomic_h5", "load", "open_untrusted", "result_name", "run_key", "save"]
+
+SCHEMA = "landscape/1"
+
+_MAX_RATIO = 2000  # Logical over stored bytes beyond which a data set is not credible.
+
+
+def run_key(parts: Mapping[str, Any]) -> str:
+    """SHA-256 of everything that determines a run's estimates, as canonical JSON."""
+    text = json.dumps({"schema": SCHEMA, **parts}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def result_name(checkpoint: str, command: str, key: str) -> str:
+    """``<stem>.<command>.<key8>.h5``."""
+    return f"{Path(checkpoint).stem}.{command}.{key[:8]}.h5"
+
+
+@contextlib.contextmanager
+def atomic_h5(path: Path) -> Iterator[h5py.File]:
+    """Write an HDF5 file that appears under its name only when it is complete and on disk.
+
+    Raises:
+        ResultFileError: the folder cannot be written.
+    """
+    # Unique by host and process: two jobs with one key never write into each other's file.
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(temporary, "w", track_order=True) as file:
+            yield file
+        with open(temporary, "rb+") as raw:
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ResultFileError(
+            f"cannot write {path}: {error.strerror or error}. Choose another folder with --out"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself must reach the disk; not every system can open a folder.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_stale(path: Path) -> None:
+    """Delete temporary files of this result whose process on this machine is dead."""
+    prefix = f"{path.name}.{socket.gethostname()}."
+    for found in path.parent.glob(f"{glob_escape(path.name)}.*.tmp"):
+        pid = found.name.removeprefix(prefix).removesuffix(".tmp")
+        if found.name.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
+            found.unlink(missing_ok=True)
+
+
+def glob_escape(name: str) -> str:
+    """The name with glob characters made literal."""
+    import glob
+
+    return glob.escape(name)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def write_array(
+    group: h5py.Group, name: str, values: NDArray[Any], axes: tuple[str, ...]
+) -> h5py.Dataset:
+    """Write an array and attach a dimension scale to every axis, creating missing scales."""
+    if values.dtype == np.bool_:
+        data = group.create_dataset(name, data=values.astype(np.int8), **_filters(values))
+        data.attrs["dtype"] = "bool"  # How xarray marks booleans in netCDF.
+    else:
+        data = group.create_dataset(name, data=values, **_filters(values))
+    for axis, label in enumerate(axes):
+        if label == name:
+            data.make_scale(label)
+            continue
+        if label not in group:
+            group.create_dataset(label, data=np.arange(values.shape[axis])).make_scale(label)
+        data.dims[axis].attach_scale(group[label])
+    return data
+
+
+def _filters(values: NDArray[Any]) -> dict[str, Any]:
+    if values.size == 0:
+        return {}
+    return {"compression": "gzip", "compression_opts": 4, "shuffle": True, "fletcher32": True}
+
+
+def _write_attributes(node: h5py.Group, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping | list | tuple):
+            node.attrs[name] = json.dumps(value, default=str)
+        elif isinstance(value, Estimate):
+            node.attrs[name] = value.value
+            for part in ("stderr", "lower", "upper"):
+                node.attrs[f"{name}_{part}"] = getattr(value, part)
+        else:
+            node.attrs[name] = value
+
+
+def _scalars(record: Any) -> dict[str, Any]:
+    """The fields of a record that are stored as attributes: all but arrays and the name."""
+    return {
+        f.name: getattr(record, f.name)
+        for f in dataclasses.fields(record)
+        if f.name != "operator" and not isinstance(getattr(record, f.name), np.ndarray)
+    }
+
+
+def save(path: Path, result: HessianResult) -> None:
+    """Write a result file atomically."""
+    with atomic_h5(path) as file:
+        _write_attributes(file, _scalars(result.info))
+        for name, spectrum in result.spectra.items():
+            group = _group(file, f"spectrum/{name}")
+            _write_attributes(group, _scalars(spectrum))
+            for field in ("eigenvalues", "residuals", "converged"):
+                write_array(group, field, getattr(spectrum, field), ("k",))
+            if spectrum.eigenvectors is not None:
+                write_array(group, "vector", wanted_indices(spectrum), ("vector",))
+                write_array(group, "eigenvectors", spectrum.eigenvectors, ("vector", "n"))
+        for name, density in result.densities.items():
+            group = _group(file, f"density/{name}")
+            _write_attributes(group, _scalars(density))
+            write_array(group, "grid", density.grid, ("grid",))
+            for field in ("density", "stderr"):
+                write_array(group, field, getattr(density, field), ("grid",))
+            for field in ("nodes", "weights"):
+                write_array(group, field, getattr(density, field), ("probe", "step"))
+        for name, moments in result.moments.items():
+            _write_attributes(_group(file, f"moments/{name}"), _scalars(moments))
+        if result.indices is not None:
+            write_array(_group(file, "data"), "indices", result.indices, ("example",))
+
+
+def _group(file: h5py.File, path: str) -> h5py.Group:
+    group: h5py.Group = file
+    for part in path.split("/"):
+        group = group[part] if part in group else group.create_group(part, track_order=True)
+    return group
+
+
+def wanted_indices(spectrum: Spectrum) -> NDArray[np.int64]:
+    """Indices in ``eigenvalues`` of the pairs that were asked for (top, then bottom)."""
+    k = len(spectrum.eigenvalues)
+    return np.concatenate([np.arange(spectrum.top), np.arange(k - spectrum.bottom, k)])
+
+
+@contextlib.contextmanager
+def open_untrusted(path: Path | str) -> Iterator[h5py.File]:
+    """Open a result file for reading after checking that it stays within itself.
+
+    Raises:
+        ResultFileError: no such file, not HDF5, truncated, not a result of this tool, another
+            schema version, external links or storage, or declared sizes that are not credible.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ResultFileError(f"result file {path} {what}; expected a .h5 file of landscape")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ResultFileError(
+            f"result file {path} cannot be read: it is not HDF5, truncated or corrupt ({error}). "
+            "Delete it and run the command again"
+        ) from error
+    with file:
+        schema = file.attrs.get("schema")
+        if not isinstance(schema, str) or not schema.startswith("landscape/"):
+            raise ResultFileError(
+                f"{path} is an HDF5 file, but not a result of landscape (it has no 'schema' "
+                "attribute). Expected a file written by a measuring command"
+            )
+        if schema != SCHEMA:
+            raise ResultFileError(
+                f"result file {path} has schema {schema!r}; this version reads {SCHEMA!r}. Read "
+                "it with the version that wrote it, or compute it again with --overwrite"
+            )
+        _refuse_foreign_storage(file, path)
+        try:
+            yield file
+        except (KeyError, OSError, TypeError, ValueError, UnicodeDecodeError) as error:
+            raise ResultFileError(
+                f"result file {path} is damaged: {type(error).__name__}: {error}. Delete it and "
+                "run the command again"
+            ) from error
+
+
+def _refuse_foreign_storage(group: h5py.Group, path: Path) -> None:
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ResultFileError(
+                f"result file {path} holds the {type(link).__name__} {name!r}; results never "
+                "link elsewhere, so this file is not trusted"
+            )
+        node = group[name]
+        if isinstance(node, h5py.Group):
+            _refuse_foreign_storage(node, path)
+            continue
+        if not isinstance(node, h5py.Dataset):
+            continue
+        size = node.size or 0
+        stored = node.id.get_storage_size()
+        if node.external or node.is_virtual:
+            raise ResultFileError(
+                f"result file {path} keeps {name!r} in external storage; results never do, so "
+                "this file is not trusted"
+            )
+        declared = size * node.dtype.itemsize
+        if declared > max(1 << 20, stored * _MAX_RATIO):
+            raise ResultFileError(
+                f"result file {path} declares {size} elements for {name!r} but stores {stored} "
+                "bytes; it is damaged or forged"
+            )
+
+
+def _read_fields(kind: type[Any], node: h5py.Group, name: str) -> Any:
+    """Rebuild a record from a group's attributes and arrays, by its fields' declared types."""
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        declared = str(f.type)
+        if f.name == "operator":
+            values[f.name] = name
+        elif declared == "Estimate":
+            parts = {p: float(node.attrs[f"{f.name}_{p}"]) for p in ("stderr", "lower", "upper")}
+            values[f.name] = Estimate(value=float(node.attrs[f.name]), **parts)
+        elif "Array" in declared:
+            values[f.name] = _read_array(node, f.name)
+        else:
+            values[f.name] = _CONVERT[declared](node.attrs.get(f.name))
+            if values[f.name] is None and "None" not in declared:
+                raise KeyError(f"the attribute {f.name!r} is missing")
+    return kind(**values)
+
+
+def _read_array(node: h5py.Group, name: str) -> NDArray[Any] | None:
+    if name not in node:
+        if name in ("eigenvectors", "indices"):
+            return None
+        raise KeyError(f"the array {name!r} is missing")
+    data = node[name]
+    values = np.asarray(data[()])
+    return values.astype(np.bool_) if data.attrs.get("dtype") == "bool" else values
+
+
+def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "str": _optional(str),
+    "int": _optional(int),
+    "float": _optional(float),
+    "int | None": _optional(int),
+    "tuple[str, ...]": _optional(lambda text: tuple(json.loads(text))),
+    "Mapping[str, Any]": _optional(json.loads),
+    "Mapping[str, str]": _optional(json.loads),
+}
+
+
+def load(path: Path | str) -> HessianResult:
+    """Load a result file as the dataclass that the library function returned.
+
+    Raises:
+        ResultFileError: see :func:`open_untrusted`.
+    """
+    with open_untrusted(path) as file:
+        info = _read_fields(RunInfo, file, "")
+        return HessianResult(
+            info=info,
+            spectra=_read_all(Spectrum, file, "spectrum"),
+            densities=_read_all(Density, file, "density"),
+            moments=_read_all(Moments, file, "moments"),
+            indices=_read_array(file["data"], "indices") if "data" in file else None,
+        )
+
+
+def _read_all(kind: type[Any], file: h5py.File, group: str) -> dict[str, Any]:
+    if group not in file:
+        return {}
+    return {name: _read_fields(kind, file[group][name], name) for name in file[group]}

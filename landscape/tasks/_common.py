@@ -1,0 +1,130 @@
+"""What the built-in tasks share: checked settings, splits, activations and the digits data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from landscape.errors import UsageError
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "identity": nn.Identity,
+}
+SPLITS = ("train", "test", "all")
+
+# Part of the definition of every task: another seed would be another data set.
+_SPLIT_SEED = 20240229
+
+
+def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    """Return the value of an integer setting within bounds, or raise :class:`UsageError`."""
+    # A bool is an int in Python, but width=true is a mistake.
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and value >= minimum
+        and (maximum is None or value <= maximum)
+    ):
+        return value
+    bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    raise UsageError(f"setting {name}={value!r}: expected an integer {bounds}")
+
+
+def check_fraction(name: str, value: object) -> float:
+    """Return the value of a setting strictly between 0 and 1, or raise :class:`UsageError`."""
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise UsageError(f"setting {name}={value!r}: expected a number strictly between 0 and 1")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
+    """Return the value of a setting that is one of the choices, or raise :class:`UsageError`."""
+    known = list(choices)
+    if isinstance(value, str) and value in known:
+        return value
+    raise UsageError(f"setting {name}={value!r}: expected one of {', '.join(known)}")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return the value of a boolean setting, or raise :class:`UsageError`."""
+    if isinstance(value, bool):
+        return value
+    raise UsageError(f"setting {name}={value!r}: expected true or false")
+
+
+def activation_named(name: object) -> Callable[[], nn.Module]:
+    """The module class of a named activation function.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    return ACTIVATIONS[check_choice("activation", name, ACTIVATIONS)]
+
+
+def split_indices(examples: int, train_fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices of the training and the test examples, each in the data's own order.
+
+    The assignment is random but always the same; neither side is empty for two examples or more.
+    """
+    generator = Generator().manual_seed(_SPLIT_SEED)
+    order = torch.randperm(examples, generator=generator)
+    count = min(max(round(train_fraction * examples), 1), examples - 1)
+    return order[:count].sort().values, order[count:].sort().values
+
+
+def take_split(
+    split: str, tensors: tuple[Tensor, ...], train_fraction: float
+) -> tuple[Tensor, ...]:
+    """The rows of every tensor that belong to the split, in the data's own order.
+
+    Raises:
+        UsageError: a split other than ``train``, ``test`` and ``all``.
+    """
+    if check_choice("split", split, SPLITS) == "all":
+        return tensors
+    train, test = split_indices(len(tensors[0]), train_fraction)
+    chosen = train if split == "train" else test
+    return tuple(tensor[chosen] for tensor in tensors)
+
+
+def digits(split: str) -> tuple[Tensor, Tensor]:
+    """The 8x8 digits of scikit-learn: images ``(N, 1, 8, 8)`` in [0, 1] and classes ``(N,)``.
+
+    1797 images, 80 % of them for training.
+    """
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = torch.as_tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
+    classes = torch.as_tensor(raw.target, dtype=torch.int64)
+    images, classes = take_split(split, (images, classes), 0.8)
+    return images, classes
+
+
+def mlp(
+    inputs: int, outputs: int, *, width: object, depth: object, activation: object, bias: object
+) -> nn.Sequential:
+    """A multilayer perceptron with ``depth`` hidden layers; depth 0 is a linear model.
+
+    Raises:
+        UsageError: a setting of the wrong type or out of range.
+    """
+    width = check_integer("width", width, 1)
+    depth = check_integer("depth", depth, 0)
+    new_activation = activation_named(activation)
+    bias = check_flag("bias", bias)
+    layers: list[nn.Module] = []
+    fan_in = inputs
+    for _ in range(depth):
+        layers += [nn.Linear(fan_in, width, bias=bias), new_activation()]
+        fan_in = width
+    return nn.Sequential(*layers, nn.Linear(fan_in, outputs, bias=bias))
