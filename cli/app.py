@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -58,7 +57,6 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = list(argv)
     REPORT.begin(json="--json" in arguments, command=_command(arguments), argv=arguments)
-    debug = "--debug" in arguments
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(arguments, standalone_mode=False, prog_name="landscape")
@@ -70,16 +68,20 @@ def run(argv: Sequence[str]) -> int:
     except typer.Abort:
         return REPORT.fail("aborted", 130)
     except LandscapeError as error:
-        if debug:
-            traceback.print_exc()
+        _trace()
         return REPORT.fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # The reader of stdout (head, less) has gone: nothing is left to say.
-        sys.stderr.close()
-        return 0
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            return 0  # Rich's way of saying that the reader of --help has gone.
+        # Code of a task that exits in the middle of a run must not choose the exit code.
+        _trace()
+        return REPORT.fail(
+            f"the task's code called sys.exit({error.code!r}) during the run; expected it to "
+            "return or to raise an error. Run again with --debug to see where",
+            3,
+        )
     except Exception as error:
-        if debug:
-            traceback.print_exc()
+        _trace()
         return REPORT.fail(
             f"this is a bug in landscape: {type(error).__name__}: {error}. Run again with --debug "
             "and report the traceback",
@@ -87,6 +89,12 @@ def run(argv: Sequence[str]) -> int:
         )
     finally:
         signal.signal(signal.SIGTERM, previous)
+        REPORT.close()
+
+
+def _trace() -> None:
+    if REPORT.debug:
+        traceback.print_exc()
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -97,4 +105,7 @@ def _usage(error: typer.TyperException) -> str:
     message = error.format_message()
     context = getattr(error, "ctx", None)
     path = getattr(context, "command_path", "landscape")
-    return f"{message} See: {path} --help" if message else f"See: {path} --help"
+    # The parser tells what it expected, but not what it was given.
+    details: list[Any] = getattr(error.__cause__, "errors", list)()
+    seen = f" (got {details[0]['input']!r})" if details and "input" in details[0] else ""
+    return f"{message.rstrip('.')}{seen}. See: {path} --help" if message else f"See: {path} --help"

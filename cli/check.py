@@ -34,6 +34,7 @@ def check(
     if len(paths) != 1:
         raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; check takes one")
     resolved, data = prepare_task(common, settings)
+    REPORT.checkpoint = str(paths[0])
     stored = read_checkpoint(
         paths[0], weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from landscape_cli.options import Common, examples, shared_options
-from landscape_cli.reporting import REPORT
+from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
 
@@ -87,6 +87,8 @@ def hessian(
 
     from landscape.hessian import HessianOptions
 
+    if plot is not None:
+        _check_ending(plot)
     options = HessianOptions(
         operators=tuple(dict.fromkeys(operator or ["hessian"])),
         top=top,
@@ -103,7 +105,17 @@ def hessian(
         from landscape.plotting import plot_results
 
         plot_results(files, plot)
-        REPORT.say(f"figure: {plot}")
+        REPORT.say(f"figure: {printable(plot)}")
+
+
+def _check_ending(figure: Path) -> None:
+    """Find out before the computation, not after it."""
+    from landscape.errors import UsageError
+
+    if figure.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UsageError(
+            f"--plot {figure}: the ending {figure.suffix!r} is not known; expected .png, .pdf, .svg"
+        )
 
 
 def _method(name: str):  # type: ignore[no-untyped-def]  # a Literal once checked

@@ -36,6 +36,7 @@ def inspect(
     paths = expand_checkpoints([checkpoint])
     if len(paths) != 1:
         raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; inspect takes one")
+    REPORT.checkpoint = str(paths[0])
     summary = summarise(
         read_checkpoint(paths[0], weights_key=weights_key, unsafe_pickle=unsafe_pickle)
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,8 +36,10 @@ __all__ = ["measure_checkpoints", "settings_from"]
 
 def settings_from(common: Common) -> Settings:
     """The library's settings that the command line stands for."""
-    if common.graph_memory is not None and not common.graph_memory >= 0:
+    if common.graph_memory is not None and not 0 <= common.graph_memory < math.inf:
         raise UsageError(f"--graph-memory {common.graph_memory}: expected a number of GB, or 0")
+    if not -(2**63) <= common.seed < 2**63:
+        raise UsageError(f"--seed {common.seed}: expected a whole number of at most 64 bits")
     return Settings(
         loss=common.loss,  # type: ignore[arg-type]  # checked by Settings
         params=tuple(common.params or ()),
@@ -67,6 +72,7 @@ def measure_checkpoints(
     """
     settings = settings_from(common)
     paths = expand_checkpoints(patterns)
+    _require_writable(common.out)
     resolved, data = prepare_task(common, settings)
     files: list[Path] = []
     failures: list[LandscapeError] = []
@@ -74,9 +80,11 @@ def measure_checkpoints(
     for path in paths:
         try:
             file, result = _measure(path, common, settings, options, resolved, data)
-        except (TerminatedError, UsageError):
+        except TerminatedError:
             raise
         except LandscapeError as error:
+            if isinstance(error, UsageError) and not isinstance(error, ResultFileError):
+                raise  # It is the same for every checkpoint.
             if len(paths) == 1:
                 REPORT.checkpoint = str(path)
                 raise
@@ -99,6 +107,18 @@ def measure_checkpoints(
             "--dtype float64 or a larger --tol"
         )
     return files
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out before the computation, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {folder}: {error.strerror or error}. Choose another folder with --out"
+        ) from error
 
 
 def _measure(
@@ -132,6 +152,7 @@ def _measure(
     if units.n_resumed:
         REPORT.say(f"resuming from {printable(units.path)} ({units.n_resumed} finished units)")
     if earlier is not None:
+        run.options = _extended(options, earlier)
         _reuse_probes(earlier, units)
     try:
         with progress_bar(path.name, quiet=common.quiet) as progress:
@@ -168,6 +189,17 @@ def _satisfies(result: HessianResult, options: HessianOptions) -> bool:
         if found is not None and 0 < found.n_probes < options.probes:
             return False
     return True
+
+
+def _extended(options: HessianOptions, earlier: HessianResult) -> HessianOptions:
+    """The options that add to a complete result without losing anything of it."""
+    probes = [moments.n_probes for moments in earlier.moments.values()]
+    stored = any(s.eigenvectors is not None for s in earlier.spectra.values())
+    return dataclasses.replace(
+        options,
+        probes=max(options.probes, *probes),
+        save_vectors=options.save_vectors or stored,
+    )
 
 
 def _reuse_probes(result: HessianResult, units: PartialFile) -> None:

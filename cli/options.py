@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from landscape_cli.reporting import REPORT
 
 from landscape.errors import UsageError
 
@@ -31,8 +32,13 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} is not TOML: {error}") from error
     own = values.pop(context.info_name or "", {})
+    if not isinstance(own, dict):
+        raise UsageError(
+            f"--config {path}: {context.info_name} is {own!r}; expected a table of its options, "
+            f"[{context.info_name}]"
+        )
     values = {key: value for key, value in values.items() if not isinstance(value, dict)} | own
-    names = {_long_name(p): p for p in context.command.params if p.name != "checkpoints"}
+    names = {_long_name(p): p for p in context.command.params if p.param_type_name == "option"}
     defaults: dict[str, Any] = {}
     for key, value in values.items():
         option = key.replace("_", "-")
@@ -239,6 +245,9 @@ def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def command(**values: Any) -> Any:
         common = Common(**{f.name: values.pop(f.name) for f in dataclasses.fields(Common)})
+        # A configuration file may ask for these too.
+        REPORT.use_json(common.json)
+        REPORT.quiet, REPORT.debug = common.quiet, common.debug
         return function(common=common, **values)
 
     command.__name__ = function.__name__

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from landscape_cli.options import examples
-from landscape_cli.reporting import REPORT
+from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
 
@@ -30,8 +30,18 @@ def plot(
 
     target = results[0].with_suffix(".png") if out is None else out
     plot_results(results, target)
-    REPORT.add({"file": str(target), "checkpoint": None, "step": None, "status": "complete"})
-    REPORT.say(f"figure: {target}")
+    REPORT.add(
+        {
+            "file": str(target),
+            "checkpoint": None,
+            "step": None,
+            "status": "complete",
+            "config": {"results": [str(path) for path in results]},
+            "values": {},
+            "warnings": [],
+        }
+    )
+    REPORT.say(f"figure: {printable(target)}")
 
 
 def register(app: typer.Typer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,14 +30,26 @@ class Report:
 
     def begin(self, *, json: bool, command: str, argv: Sequence[str]) -> None:
         """Start anew for a command line."""
-        self.json = json
+        self._stdout = sys.stdout
+        self.use_json(json)
         self.quiet = "--quiet" in argv or "-q" in argv
+        self.debug = "--debug" in argv
         self.command = command
         self.argv = tuple(argv)
         self.checkpoint: str | None = None  # The checkpoint that a fatal error is about.
         self._muted = False
         self.results: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
+
+    def use_json(self, wanted: bool) -> None:
+        """Whether a JSON document goes to stdout, instead of tables."""
+        self.json = wanted
+        # What a task's code prints must not get in between.
+        sys.stdout = sys.stderr if wanted else self._stdout
+
+    def close(self) -> None:
+        """Give stdout back."""
+        sys.stdout = self._stdout
 
     def table(self, *renderables: object) -> None:
         """Show results to a person: on stdout, unless JSON goes there."""
@@ -47,8 +60,16 @@ class Report:
             if not console.is_terminal:
                 # A redirected table keeps its columns instead of folding at 80.
                 console = Console(highlight=False, width=max(console.width, 120))
+            # Rich would end the process where the reader (head, less) has gone; what is left to
+            # measure must go on.
+            console.on_broken_pipe = self._abandon_stdout  # type: ignore[method-assign]
             for renderable in renderables:
                 console.print(renderable)
+
+    def _abandon_stdout(self) -> None:
+        self._muted = True
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stdout.fileno())
 
     @contextlib.contextmanager
     def without_tables(self) -> Iterator[None]:
@@ -70,7 +91,7 @@ class Report:
 
     def error(self, message: str, code: int, checkpoint: str | None = None) -> None:
         """One error message on stderr, also recorded for the JSON document."""
-        where = f"{checkpoint}: " if checkpoint else ""
+        where = f"{checkpoint}: " if checkpoint and checkpoint not in message else ""
         self._stderr(f"[bold red]error:[/bold red] {printable(where + message)}")
         self.errors.append({"checkpoint": checkpoint, "exit_code": code, "message": message})
 
@@ -99,7 +120,12 @@ class Report:
                 "results": self.results,
                 "errors": self.errors,
             }
-            sys.stdout.write(json.dumps(_plain(document), indent=2, allow_nan=False) + "\n")
+            text = json.dumps(_plain(document), indent=2, allow_nan=False)
+            try:
+                self._stdout.write(text + "\n")
+                self._stdout.flush()
+            except BrokenPipeError:
+                self._abandon_stdout()
         return code
 
 

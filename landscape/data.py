@@ -44,7 +44,9 @@ def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     if isinstance(batch, Mapping):
         return {key: map_tensors(value, function) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return tuple(map_tensors(value, function) for value in batch)
+        values = [map_tensors(value, function) for value in batch]
+        # Named tuples keep their names, which a task's forward function may use.
+        return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
     return batch
 
 
@@ -117,6 +119,11 @@ def _as_batches(data: Any, examples: int | None, seed: int) -> tuple[list[Batch]
                 )
             return [tuple(data)], None
         return list(data), None
+    if isinstance(data, Mapping):
+        raise TaskError(
+            "the task's data are a mapping; expected a sequence of batches. Where it is one batch "
+            "with all examples, put it into a list: data=[batch]"
+        )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         indices = _subset(len(data), examples, seed)
         order = range(len(data)) if indices is None else indices.tolist()
@@ -172,24 +179,25 @@ def materialise(data: Any, *, examples: int | None = None, seed: int = 0) -> Dat
     try:
         batches, indices = _as_batches(data, examples, seed)
         lengths = [batch_length(batch) for batch in batches]
+        if indices is None:
+            indices = _subset(sum(lengths), examples, seed)
+            if indices is not None:
+                batches = _take(batches, lengths, indices)
+        batches = [map_tensors(batch, lambda t: t.detach().cpu()) for batch in batches]
+        kept = [batch for batch in batches if batch_length(batch) > 0]
+        digest = _digest(kept)
     except LandscapeError:
         raise
     except Exception as error:
         raise TaskError(
             f"reading the task's data raised {type(error).__name__}: {error}"
         ) from error
-    if indices is None:
-        indices = _subset(sum(lengths), examples, seed)
-        if indices is not None:
-            batches = _take(batches, lengths, indices)
-    batches = [map_tensors(batch, lambda t: t.detach().cpu()) for batch in batches]
-    kept = [batch for batch in batches if batch_length(batch) > 0]
     if not kept:
         raise TaskError("the task's data hold zero examples; expected at least one")
     return DataSet(
         batches=tuple(kept),
         n_examples=sum(batch_length(batch) for batch in kept),
-        digest=_digest(kept),
+        digest=digest,
         indices=indices,
     )
 

@@ -88,8 +88,9 @@ def _density(
     name: str, nodes: FloatArray, weights: FloatArray, n_deflated: int, n_matvecs: int
 ) -> Density:
     low, high = float(nodes.min()), float(nodes.max())
-    span = high - low
-    bandwidth = span * _BANDWIDTH if span > 0 else max(abs(high), 1.0) * _BANDWIDTH
+    # Equal eigenvalues differ by rounding: their span is no scale to draw them on.
+    span = max(high - low, 1e-3 * max(abs(low), abs(high))) or 1.0
+    bandwidth = span * _BANDWIDTH
     grid = np.linspace(low - 6 * bandwidth, high + 6 * bandwidth, _GRID)
     rows = np.stack([smooth(t, w, grid, bandwidth) for t, w in zip(nodes, weights, strict=True)])
     exact = n_deflated == nodes.shape[1]
@@ -186,6 +187,8 @@ def _resolution(
     cells = []
     for row, weight in zip(nodes, weights, strict=True):
         t = np.unique(row[weight > 0])
+        if t[0] > 0 or t[-1] < 0:
+            continue  # Extreme Ritz values are sharp: zero lies outside the spectrum.
         k = int(np.abs(t).argmin())
         cells.append(max(abs(t[k] + t[j]) / 2 for j in (max(k - 1, 0), min(k + 1, len(t) - 1))))
-    return max(floor, float(np.median(cells)))
+    return max(floor, float(np.median(cells))) if cells else floor

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from landscape.density import assemble_density, exact_density, moments, probe
 from landscape.errors import UsageError
-from landscape.krylov import Lanczos
 from landscape.operators import OPERATORS, LinearOperator
 from landscape.results import Density, Moments, Spectrum
 from landscape.spectrum import EXACT_LIMIT, exact_spectrum, lanczos_spectrum
@@ -194,10 +193,10 @@ def _eigenpairs(
         vectors = torch.from_numpy(stored["vectors"]).to(operator.like)
         return _stored_spectrum(name, stored, top, bottom, tol), vectors
 
-    def on_step(count: dict[str, int], lanczos: Lanczos) -> None:
-        progress(phase, count["n_matvecs"], None)
+    def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
+        progress(phase, done, None)
         if units.due():
-            units.put(state_unit, {**lanczos.state(), **count})
+            units.put(state_unit, snapshot())
 
     spectrum, vectors = lanczos_spectrum(
         operator,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.eigensolver import RitzPairs, extreme_eigenpairs
 from landscape.errors import UsageError
-from landscape.krylov import Lanczos, RitzPairs, extreme_eigenpairs
 from landscape.operators import LinearOperator
 from landscape.results import Spectrum
 
@@ -94,11 +94,11 @@ def lanczos_spectrum(
     seed: int,
     max_matvecs: int | None = None,
     state: Mapping[str, Any] | None = None,
-    on_step: Callable[[dict[str, int], Lanczos], None] | None = None,
+    on_step: Callable[[int, Callable[[], dict[str, Any]]], None] | None = None,
 ) -> tuple[Spectrum, Tensor]:
     """The top and bottom eigenvalues by thick-restart Lanczos.
 
-    See :func:`landscape.krylov.extreme_eigenpairs` for the arguments and the cost.
+    See :func:`landscape.eigensolver.extreme_eigenpairs` for the arguments and the cost.
 
     Returns:
         the spectrum and the orthonormal Ritz vectors as rows (k, n), descending.

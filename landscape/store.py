@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from landscape.errors import ResultFileError
+from landscape.errors import LandscapeError, ResultFileError
 from landscape.results import Density, Estimate, HessianResult, Moments, RunInfo, Spectrum
 
 __all__ = ["SCHEMA", "atomic_h5", "load", "open_untrusted", "result_name", "run_key", "save"]
@@ -140,6 +140,9 @@ def _write_attributes(node: h5py.Group, values: Mapping[str, Any]) -> None:
             node.attrs[name] = value.value
             for part in ("stderr", "lower", "upper"):
                 node.attrs[f"{name}_{part}"] = getattr(value, part)
+        elif isinstance(value, str):
+            # File names need not be UTF-8, but HDF5's strings are.
+            node.attrs[name] = value.encode(errors="backslashreplace").decode()
         else:
             node.attrs[name] = value
 
@@ -212,25 +215,32 @@ def open_untrusted(path: Path | str) -> Iterator[h5py.File]:
             "Delete it and run the command again"
         ) from error
     with file:
-        schema = file.attrs.get("schema")
-        if not isinstance(schema, str) or not schema.startswith("landscape/"):
-            raise ResultFileError(
-                f"{path} is an HDF5 file, but not a result of landscape (it has no 'schema' "
-                "attribute). Expected a file written by a measuring command"
-            )
-        if schema != SCHEMA:
-            raise ResultFileError(
-                f"result file {path} has schema {schema!r}; this version reads {SCHEMA!r}. Read "
-                "it with the version that wrote it, or compute it again with --overwrite"
-            )
-        _refuse_foreign_storage(file, path)
         try:
+            _check_schema(file, path)
+            _refuse_foreign_storage(file, path)
             yield file
-        except (KeyError, OSError, TypeError, ValueError, UnicodeDecodeError) as error:
+        except LandscapeError:
+            raise
+        except Exception as error:
+            # HDF5 reports damage as almost any exception, by where it happens to look.
             raise ResultFileError(
                 f"result file {path} is damaged: {type(error).__name__}: {error}. Delete it and "
                 "run the command again"
             ) from error
+
+
+def _check_schema(file: h5py.File, path: Path) -> None:
+    schema = file.attrs.get("schema")
+    if not isinstance(schema, str) or not schema.startswith("landscape/"):
+        raise ResultFileError(
+            f"{path} is an HDF5 file, but not a result of landscape (it has no 'schema' "
+            "attribute). Expected a file written by a measuring command"
+        )
+    if schema != SCHEMA:
+        raise ResultFileError(
+            f"result file {path} has schema {schema!r}; this version reads {SCHEMA!r}. Read "
+            "it with the version that wrote it, or compute it again with --overwrite"
+        )
 
 
 def _refuse_foreign_storage(group: h5py.Group, path: Path) -> None:

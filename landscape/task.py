@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -102,9 +103,11 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if key in settings:
             raise UsageError(f"--set {key}: given twice")
         try:
-            settings[key] = tomllib.loads(f"value = {text}")["value"]
+            parsed = tomllib.loads(f"value = {text}")
         except tomllib.TOMLDecodeError:
-            settings[key] = text
+            parsed = {}
+        # More than one line of TOML is a text, not a value.
+        settings[key] = parsed["value"] if parsed.keys() == {"value"} else text
     return settings
 
 
@@ -120,7 +123,12 @@ def resolve_task(name: str, settings: Mapping[str, Any] | None = None) -> Resolv
         UsageError: no such file, unknown built-in name, missing attribute, bad settings.
         TaskError: the import or the builder failed, or the wrong type was returned.
     """
-    settings = dict(settings or {})
+    # Layers initialise themselves from the global generator; it is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        return _resolve(name, dict(settings or {}))
+
+
+def _resolve(name: str, settings: dict[str, Any]) -> ResolvedTask:
     target, attribute = _split(name)
     if target.endswith(".py") or "/" in target or "\\" in target:
         path, builder = _from_file(target, attribute)
@@ -163,8 +171,8 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _from_file(target: str, attribute: str) -> tuple[str, object]:
-    path = Path(target).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(target))
+    if not os.path.exists(path):
         raise UsageError(f"task file {target!r} does not exist (working directory {Path.cwd()})")
     if not path.is_file():
         raise UsageError(f"task {target!r} is not a file; expected a Python file")
@@ -246,28 +254,31 @@ def _build(builder: object, settings: dict[str, Any], name: str) -> Task:
             f"task {name!r} is a {type(builder).__name__}; expected a function that returns a "
             "landscape.Task"
         )
-    try:
-        signature = inspect.signature(builder)
-        signature.bind(**settings)
-    except TypeError as error:
-        accepted = ", ".join(str(p) for p in signature.parameters.values()) or "no arguments"
-        raise UsageError(f"task {name!r}: {error}; --set accepts: {accepted}") from None
-    state = torch.random.get_rng_state()
+    _check_arguments(builder, settings, name)
     try:
         task = builder(**settings)
     except LandscapeError:
         raise
     except (Exception, SystemExit) as error:
         raise TaskError(f"task {name!r}: its builder raised {_describe(error)}") from error
-    finally:
-        # Layers initialise themselves from the global generator; leave it as it was.
-        torch.random.set_rng_state(state)
     if not isinstance(task, Task):
         raise TaskError(
             f"task {name!r}: its builder returned a {type(task).__name__}; expected a "
             "landscape.Task(model=..., data=..., criterion=...)"
         )
     return task
+
+
+def _check_arguments(builder: Callable[..., Any], settings: dict[str, Any], name: str) -> None:
+    try:
+        signature = inspect.signature(builder)
+    except (TypeError, ValueError):
+        return  # Some callables written in C have none; the call itself will tell.
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        accepted = ", ".join(str(p) for p in signature.parameters.values()) or "no arguments"
+        raise UsageError(f"task {name!r}: {error}; --set accepts: {accepted}") from None
 
 
 def _describe(error: BaseException, path: Path | None = None) -> str:

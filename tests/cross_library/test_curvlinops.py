@@ -1,0 +1,52 @@
+"""Eigenvalues and traces against curvlinops, an independent library, in unequal micro-batches."""
+
+from __future__ import annotations
+
+import networks
+import pytest
+import torch
+from curvlinops import GGNLinearOperator, HessianLinearOperator
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from landscape.hessian import HessianOptions, measure_operator
+from landscape.operators import curvature
+from landscape.partial import MemoryUnits
+
+PEERS = {"hessian": HessianLinearOperator, "ggn": GGNLinearOperator}
+
+
+class Forward(torch.nn.Module):
+    """The task's forward function as the module that curvlinops expects."""
+
+    def __init__(self, risk):
+        super().__init__()
+        self.model, self.task = risk.model, risk.task
+
+    def forward(self, inputs):
+        return self.task.forward(self.model, (inputs,))
+
+
+@pytest.mark.parametrize("name", list(networks.NETWORKS))
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_spectrum_agrees(name, operator):
+    risk = networks.risk(name)
+    module = Forward(risk)
+    data = [(x, y) for x, y in (risk.batch(i) for i in range(risk.n_batches))]
+    peer = PEERS[operator](
+        module,
+        torch.nn.CrossEntropyLoss(),
+        list(module.parameters()),
+        data,
+        check_deterministic=False,
+    )
+    with sdpa_kernel(SDPBackend.MATH):
+        matrix = peer @ torch.eye(risk.n, dtype=torch.float64)
+    expected = torch.linalg.eigvalsh((matrix + matrix.T) / 2).flip(0)
+    options = HessianOptions(top=10, method="lanczos", probes=4, steps=20)
+    spectrum, _, moments = measure_operator(
+        curvature(operator, risk), operator, options, seed=0, units=MemoryUnits()
+    )
+    values = torch.from_numpy(spectrum.eigenvalues)
+    assert (values - expected[:10]).abs().max() < 1e-8 * expected.abs().max()
+    gap = abs(moments.trace.value - float(expected.sum()))
+    assert gap < 5 * moments.trace.stderr

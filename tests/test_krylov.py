@@ -1,0 +1,214 @@
+"""Identities of the Lanczos factorisation, restarts, breakdowns and quadrature."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from landscape.eigensolver import extreme_eigenpairs
+from landscape.errors import NotFiniteError, UsageError
+from landscape.krylov import Lanczos, quadrature
+from landscape.operators import DenseOperator
+
+SPECTRA = {
+    "one": [3.0],
+    "pair": [2.0, -1.0],
+    "zero": np.zeros(20),
+    "identity": np.ones(17),
+    "distinct": np.linspace(-1, 2, 40),
+    "power law": np.arange(1, 200.0) ** -1.5,
+    "low rank": np.r_[np.arange(1, 6.0), np.zeros(60)],
+    "repeated": np.r_[[5.0, 5.0, 5.0], np.linspace(0, 1, 40)],
+    "indefinite": np.r_[np.linspace(-4, -3, 5), np.zeros(50), np.linspace(1, 9, 8)],
+    "tiny": 1e-12 * np.arange(1, 30.0),
+    "huge": 1e12 * np.arange(1, 30.0),
+}
+
+
+def operator(values, dtype=torch.float64, seed=0):
+    values = torch.as_tensor(np.array(values, dtype=float))
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(
+        torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)
+    )
+    matrix = (q * values) @ q.T
+    return DenseOperator(((matrix + matrix.T) / 2).to(dtype))
+
+
+def start(n, dtype=torch.float64, seed=1):
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("depth", [1, 2, 10, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factorisation(name, depth, dtype):
+    op = operator(SPECTRA[name], dtype)
+    lanczos = Lanczos(op, start(op.n, dtype), capacity=depth)
+    while lanczos.size < lanczos.capacity:
+        lanczos.step()
+    eps = torch.finfo(dtype).eps
+    Q, T = lanczos.basis.double(), torch.from_numpy(lanczos.projected)
+    assert len(Q) == min(depth, op.n)
+    assert lanczos.orthogonality() < 50 * eps
+    scale = max(float(op.matrix.double().abs().max()) * op.n, 1e-300)
+    residual = op.matrix.double() @ Q.T - Q.T @ T
+    # All columns but the last vanish; the last is beta times the next basis vector.
+    assert (residual[:, :-1].abs() < 20 * eps * scale).all()
+    assert abs(float(residual[:, -1].norm()) - lanczos.beta) < 20 * eps * scale
+    if lanczos.complete:
+        assert lanczos.beta < 20 * eps * scale
+        expected = np.sort(np.asarray(SPECTRA[name]))
+        assert abs(np.linalg.eigvalsh(lanczos.projected) - expected).max() < 20 * eps * scale
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(("top", "bottom"), [(1, 0), (0, 1), (1, 1), (10, 3), (5, 5)])
+def test_extreme_eigenvalues(name, top, bottom):
+    values = np.sort(np.asarray(SPECTRA[name], dtype=float))[::-1]
+    n = len(values)
+    top, bottom = min(top, n), min(bottom, n - min(top, n))
+    pairs = extreme_eigenpairs(
+        operator(values), top=top, bottom=bottom, tol=1e-9, multiplicity="always"
+    )
+    expected = np.r_[values[:top], values[n - bottom :]]
+    assert abs(pairs.values - expected).max(initial=0) <= 1e-9 * abs(values).max()
+    assert pairs.converged.all()
+    assert (np.diff(pairs.values) <= 1e-9 * abs(values).max()).all()
+    gram = pairs.vectors @ pairs.vectors.T
+    assert (gram - torch.eye(top + bottom, dtype=gram.dtype)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_residuals_are_true(dtype):
+    op = operator(SPECTRA["power law"], dtype)
+    pairs = extreme_eigenpairs(op, top=8, bottom=2, tol=1e-3)
+    matrix, rows = op.matrix.double(), pairs.vectors.double()
+    theta = torch.from_numpy(pairs.values)
+    true = torch.linalg.vector_norm(rows @ matrix - theta[:, None] * rows, dim=1)
+    assert np.allclose(true, pairs.residuals, rtol=1e-2, atol=10 * torch.finfo(dtype).eps)
+    assert (pairs.converged == (pairs.residuals <= 1e-3 * abs(pairs.values).max())).all()
+
+
+@pytest.mark.parametrize("basis", [15, 20, 60])
+def test_thick_restart_gives_the_same_eigenvalues(basis):
+    values = np.sort(np.r_[np.linspace(0, 1, 300), 2.0 ** np.arange(6)])[::-1]
+    pairs = extreme_eigenpairs(operator(values), top=6, bottom=0, tol=1e-10, max_basis=basis)
+    assert pairs.n_restarts >= (1 if basis < 25 else 0)
+    assert abs(pairs.values - values[:6]).max() < 1e-10 * values[0]
+    assert pairs.orthogonality < 1e-13
+
+
+def test_an_unreachable_tolerance_is_reported():
+    values = np.linspace(0, 1, 400)
+    pairs = extreme_eigenpairs(operator(values), top=5, tol=1e-10, max_basis=20, max_matvecs=60)
+    assert not pairs.converged.all()
+    assert pairs.n_matvecs <= 60 + 5
+
+
+def test_no_ghosts_at_500_steps_in_float32():
+    values = np.r_[np.geomspace(1, 100, 10), np.linspace(-0.01, 0.01, 590)]
+    op = operator(values, torch.float32)
+    lanczos = Lanczos(op, start(op.n, torch.float32), capacity=500)
+    for _ in range(500):
+        lanczos.step()
+    ritz = np.linalg.eigvalsh(lanczos.projected)
+    assert lanczos.orthogonality() < 1e-5
+    for value in np.geomspace(1, 100, 10):
+        assert (abs(ritz - value) < 0.01 * value).sum() == 1
+
+
+def test_state_continues_bit_for_bit():
+    op = operator(SPECTRA["power law"])
+    whole = extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=30)
+    seen = []
+
+    def keep(done, snapshot):
+        seen.append(snapshot())
+
+    extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=30, on_step=keep)
+    for state in seen[3::17]:
+        again = extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=30, state=state)
+        assert (again.values == whole.values).all()
+        assert (again.residuals == whole.residuals).all()
+        assert again.n_matvecs == whole.n_matvecs
+
+
+@pytest.mark.parametrize(("top", "bottom"), [(-1, 0), (0, -1), (41, 0), (30, 11)])
+def test_impossible_requests(top, bottom):
+    with pytest.raises(UsageError):
+        extreme_eigenpairs(operator(SPECTRA["distinct"]), top=top, bottom=bottom, tol=1e-8)
+
+
+def test_nothing_wanted():
+    pairs = extreme_eigenpairs(operator(SPECTRA["distinct"]), top=0, tol=1e-8)
+    assert len(pairs.values) == pairs.n_matvecs == 0
+
+
+def test_non_finite_products_are_refused():
+    op = operator(SPECTRA["distinct"])
+    op.matrix[3, 4] = float("nan")
+    with pytest.raises(NotFiniteError):
+        extreme_eigenpairs(op, top=2, tol=1e-8)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_quadrature_is_exact_for_polynomials(name, steps):
+    op = operator(SPECTRA[name])
+    v = start(op.n)
+    nodes, weights = quadrature(op, v, steps=steps)
+    assert weights.sum() == pytest.approx(1, abs=1e-14)
+    scale = max(float(op.matrix.abs().max()), 1e-300)
+    power = v / v.norm()
+    for degree in range(2 * len(nodes)):
+        exact = float(v @ power / v.norm())
+        assert weights @ (nodes / scale) ** degree == pytest.approx(exact, rel=1e-9, abs=1e-9)
+        power = op.matrix @ power / scale
+
+
+def test_quadrature_on_the_complement_of_deflated_rows():
+    values = np.r_[[9.0, 7.0], np.linspace(0, 1, 30)]
+    op = operator(values)
+    _, vectors = torch.linalg.eigh(op.matrix)
+    deflate = vectors.T[-2:].contiguous()
+    nodes, weights = quadrature(op, start(op.n), steps=100, deflate=deflate)
+    assert len(nodes) == 30
+    assert nodes.max() < 1 + 1e-12
+    v = start(op.n)
+    v = v - deflate.T @ (deflate @ v)
+    assert weights @ nodes == pytest.approx(float(v @ op.matrix @ v / (v @ v)), rel=1e-12)
+
+
+@pytest.mark.parametrize("copies", [2, 3, 7])
+@pytest.mark.parametrize("value", [3.0, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_multiplicities_are_found(copies, value, dtype):
+    values = np.sort(np.r_[np.full(copies, value), 4.0, 2.5, np.linspace(0, 1, 200)])[::-1]
+    tol = 1e-5 if dtype == torch.float32 else 1e-9
+    pairs = extreme_eigenpairs(
+        operator(values, dtype), top=copies + 3, tol=tol, multiplicity="always", max_basis=60
+    )
+    assert abs(pairs.values - values[: copies + 3]).max() < 10 * tol
+    assert pairs.converged.all()
+
+
+@pytest.mark.parametrize("top", [8, 12, 30])
+def test_repeated_zeros_are_found_without_being_asked(top):
+    values = np.sort(np.r_[np.linspace(-4, -3, 30), np.zeros(50), np.linspace(1, 9, 7)])[::-1]
+    pairs = extreme_eigenpairs(operator(values), top=top, tol=1e-9)
+    assert abs(pairs.values - values[:top]).max() < 1e-7
+
+
+def test_a_resumed_search_for_copies_is_the_same():
+    values = np.r_[np.full(4, 5.0), np.linspace(0, 1, 100)]
+    options = {"top": 5, "tol": 1e-10, "multiplicity": "always"}
+    whole = extreme_eigenpairs(operator(values), **options)
+    seen = []
+    extreme_eigenpairs(operator(values), **options, on_step=lambda n, s: seen.append(s()))
+    assert seen[-1]["n_fresh"] >= 1
+    for state in seen[5::11]:
+        again = extreme_eigenpairs(operator(values), **options, state=state)
+        assert (again.values == whole.values).all()
+        assert again.n_matvecs == whole.n_matvecs
