@@ -37,7 +37,16 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
             f"--config {path}: {context.info_name} is {own!r}; expected a table of its options, "
             f"[{context.info_name}]"
         )
-    values = {key: value for key, value in values.items() if not isinstance(value, dict)} | own
+    sections = [k for k, v in values.items() if isinstance(v, dict) and k != "set"]
+    commands = getattr(getattr(context.parent, "command", None), "commands", {})
+    for section in sections:
+        if section not in commands:
+            raise UsageError(
+                f"--config {path}: the section [{section}] is not a command; expected one of "
+                f"{', '.join(sorted(commands))}"
+            )
+        del values[section]  # Another command's options.
+    values |= own
     names = {_long_name(p): p for p in context.command.params if p.param_type_name == "option"}
     defaults: dict[str, Any] = {}
     for key, value in values.items():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from landscape.operators import CurvatureOperator, curvature
-from landscape.products import MemoryPlan
+from landscape.products import MemoryPlan, graph_nodes
 from landscape.risk import Risk
 from landscape.rng import normal, stream
 
@@ -94,23 +92,11 @@ def non_smooth_functions(loss: Tensor) -> tuple[str, ...]:
     """Names of non-smooth functions in a loss's autograd graph, functional uses included."""
     found = {
         label
-        for node in _nodes(loss)
+        for node in graph_nodes([loss])
         for prefix, label in _NON_SMOOTH.items()
         if type(node).__name__.startswith(prefix)
     }
     return tuple(sorted(found))
-
-
-def _nodes(loss: Tensor) -> Iterator[Any]:
-    seen: set[Any] = set()
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting.extend(following for following, _ in node.next_functions)
 
 
 def check_risk(risk: Risk, *, seed: int = 0, graph_memory: int | None = None) -> CheckReport:

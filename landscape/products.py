@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,7 @@ class CurvatureProduct(ABC):
             inputs = batch_tensors(risk.batch(0))
             with _SavedBytes([*risk.space.parameters, *risk.model.buffers(), *inputs]) as saved:
                 graph = self._build_checked(0)
+            _refuse_broken_graph(graph)
             n_kept = min(risk.n_batches, self._budget // max(saved.total, 1))
             self._plan = MemoryPlan(
                 graph_bytes=saved.total,
@@ -257,6 +258,36 @@ class GGNProduct(CurvatureProduct):
             materialize_grads=True,
             is_grads_batched=batched,
         )
+
+
+def _refuse_broken_graph(graph: Any) -> None:
+    """Refuse a gradient graph that is cut by a function without a second derivative.
+
+    Autograd marks the cut by an ``Error`` node, but prunes it where nothing behind it leads to the
+    parameters: the second derivative would then be wrong in silence.
+    """
+    if graph is None:
+        return
+    for node in graph_nodes(graph[1]):
+        if type(node).__name__ == "Error":
+            raise TaskError(
+                "the loss could not be differentiated twice: the graph of its gradient is cut by a "
+                "function whose backward pass is marked once_differentiable. Write that backward "
+                "with differentiable torch operations"
+            )
+
+
+def graph_nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
+    """Every node of the autograd graph behind some tensors, once."""
+    seen: set[Any] = set()
+    waiting = [tensor.grad_fn for tensor in tensors]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(following for following, _ in node.next_functions)
 
 
 def _no_second_derivative(error: RuntimeError) -> LandscapeError:

@@ -412,6 +412,13 @@ USES = [
         ("c.toml", "hessian", "table"),
         files={"c.toml": "hessian = 3"},
     ),
+    Use(
+        "config-section-unknown",
+        "{measure} --config {tmp}/c.toml",
+        2,
+        ("[hesian]", "hessian"),
+        files={"c.toml": "[hesian]\ntop = 3"},
+    ),
     # Training.
     Use("train-unknown", "train digit-mlp -o {tmp}/runs", 2, ("'digit-mlp'", "digits-mlp")),
     Use("train-steps", "train digits-mlp -o {tmp}/runs --steps -1", 2, ("steps", "-1")),
