@@ -22,9 +22,9 @@ def hessian(
     operator: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="hessian|ggn",
+            metavar="NAME",
             rich_help_panel=_WHAT,
-            help="Curvature matrix (repeatable; default hessian).",
+            help="hessian (default), ggn, fisher, empirical-fisher, residual (repeatable).",
         ),
     ] = None,
     top: Annotated[

@@ -53,13 +53,13 @@ def report_result(report: Report, file: Path, result: HessianResult, *, new: boo
 def hessian_tables(result: HessianResult, file: Path) -> list[Any]:
     """One summary and, for every operator, its eigenvalues."""
     info = result.info
-    unit = info.config.get("units", "loss units")
+    unit = printable(info.config.get("units", "loss units"))
     summary = Table(title=printable(file), show_header=False, title_justify="left", box=None)
     summary.add_column(style="bold")
     summary.add_column()
     step = "" if info.step is None else f" (step {info.step})"
     summary.add_row("checkpoint", printable(info.checkpoint) + step)
-    summary.add_row("task", f"{printable(info.task)}, loss {info.config.get('loss')}")
+    summary.add_row("task", f"{printable(info.task)}, loss {printable(info.config.get('loss'))}")
     summary.add_row("size", f"{info.n_parameters} parameters, {info.n_examples} examples")
     summary.add_row(
         "loss", f"{number(info.loss)} {unit}, gradient norm {number(info.gradient_norm)}"
@@ -67,12 +67,13 @@ def hessian_tables(result: HessianResult, file: Path) -> list[Any]:
     tables: list[Any] = [summary]
     for name, spectrum in result.spectra.items():
         found = result.moments.get(name)
+        name = printable(name)
         how = (
             f"exact: dense eigensolver, all {len(spectrum.eigenvalues)} eigenvalues"
             if spectrum.method == "exact"
             else f"Lanczos, {spectrum.n_matvecs} products"
         )
-        summary.add_row(name, f"{how}, {info.dtype}")
+        summary.add_row(name, f"{how}, {printable(info.dtype)}")
         if found is not None:
             summary.add_row(f"{name} trace", _estimate(found.trace))
             summary.add_row(f"{name} trace of square", _estimate(found.trace_square))
@@ -84,7 +85,7 @@ def hessian_tables(result: HessianResult, file: Path) -> list[Any]:
             )
         tables.append(_eigenvalues(name, spectrum))
     summary.add_row(
-        "cost", f"{info.n_matvecs} products, {info.wall_seconds:.2f} s on {info.device}"
+        "cost", f"{info.n_matvecs} products, {info.wall_seconds:.2f} s on {printable(info.device)}"
     )
     return tables
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.operators import CurvatureOperator, curvature
-from landscape.products import MemoryPlan, graph_nodes
+from landscape.operators import CurvatureOperator
+from landscape.products import HessianProduct, MemoryPlan, graph_nodes
 from landscape.risk import Risk
 from landscape.rng import normal, stream
 
@@ -119,7 +119,7 @@ def check_risk(risk: Risk, *, seed: int = 0, graph_memory: int | None = None) ->
     started = time.perf_counter()
     gradient = risk.gradient()
     gradient_seconds = time.perf_counter() - started
-    operator = curvature("hessian", risk, graph_memory=graph_memory)
+    operator = CurvatureOperator(HessianProduct(risk, graph_memory=graph_memory), "hessian")
     plan = operator.product.plan
     like = torch.empty(0, dtype=risk.dtype, device=risk.device)
     vectors = [normal(risk.n, stream(seed, "check", i), like=like) for i in range(4)]
@@ -133,7 +133,7 @@ def check_risk(risk: Risk, *, seed: int = 0, graph_memory: int | None = None) ->
     asymmetry = max(
         _asymmetry(vectors[i], products[i], vectors[i + 1], products[i + 1]) for i in (0, 2)
     )
-    operator.product.release()
+    operator.release()
     return CheckReport(
         n_parameters=risk.n,
         n_examples=risk.data.n_examples,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from landscape.errors import TaskError, UsageError
@@ -106,6 +106,28 @@ class Criterion:
         """Weight of the batch in the mean over the data set: its number of examples (tokens)."""
         return float(batch_length(batch))
 
+    def sample(self, outputs: Tensor, batch: Batch, generator: Generator) -> Batch:
+        """The batch with targets drawn from the model's own law, for a Monte-Carlo Fisher matrix.
+
+        The generator is on the CPU. Not needed where the Fisher matrix equals the GGN.
+        """
+        raise NotImplementedError
+
+    fisher_is_ggn: bool = False
+    """Whether the Fisher matrix equals the GGN, as for exponential families in their natural
+    parameters."""
+
+    def sum_over_outputs(self, values: Tensor, batch: Batch, *, leading: int = 0) -> Tensor:
+        """Sum over the outputs of one term of the mean (an example), keeping dimensions.
+
+        Args:
+            values: the outputs' shape behind ``leading`` further dimensions.
+            batch: the batch.
+            leading: number of leading dimensions.
+        """
+        dims = tuple(range(leading + 1, values.dim()))
+        return values.sum(dims, keepdim=True) if dims else values
+
 
 class CrossEntropy(Criterion):
     """Softmax cross-entropy in nats, ``-mean log softmax(f)[y]``.
@@ -117,6 +139,7 @@ class CrossEntropy(Criterion):
 
     name = "cross_entropy"
     units = "nats"
+    fisher_is_ggn = True
 
     def __init__(self, *, ignore_index: int = -100) -> None:
         self.ignore_index = ignore_index
@@ -157,9 +180,17 @@ class CrossEntropy(Criterion):
     def relabel(self, outputs: Tensor, batch: Batch) -> Batch:
         """The batch with the anchor's predictions as targets."""
         targets = _targets(batch)
-        class_dim = -1 if outputs.shape[:-1] == targets.shape else 1
-        predicted = outputs.argmax(class_dim)
+        predicted = outputs.argmax(self._class_dim(outputs, targets))
         return _with_targets(batch, torch.where(targets == self.ignore_index, targets, predicted))
+
+    @staticmethod
+    def _class_dim(outputs: Tensor, targets: Tensor) -> int:
+        return -1 if outputs.shape[:-1] == targets.shape else 1
+
+    def sum_over_outputs(self, values: Tensor, batch: Batch, *, leading: int = 0) -> Tensor:
+        """Sum over the classes: every target (a token, a pixel) is a term of its own."""
+        classes = self._class_dim(values[(0,) * leading], _targets(batch))
+        return values.sum(classes if classes < 0 else leading + classes, keepdim=True)
 
     def weight(self, batch: Batch) -> float:
         """Number of targets that are not ignored."""
@@ -175,6 +206,7 @@ class SquaredError(Criterion):
 
     name = "mse"
     units = "squared units"
+    fisher_is_ggn = True
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean loss of the batch."""
@@ -212,6 +244,7 @@ class BinaryCrossEntropy(Criterion):
 
     name = "binary_cross_entropy"
     units = "nats"
+    fisher_is_ggn = True
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean loss of the batch."""

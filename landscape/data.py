@@ -177,7 +177,9 @@ def materialise(data: Any, *, examples: int | None = None, seed: int = 0) -> Dat
     if examples is not None and examples < 1:
         raise UsageError(f"--examples {examples}: expected a positive number of examples")
     try:
-        batches, indices = _as_batches(data, examples, seed)
+        # A DataLoader draws from the global generator even where it does not shuffle.
+        with torch.random.fork_rng(devices=[]):
+            batches, indices = _as_batches(data, examples, seed)
         lengths = [batch_length(batch) for batch in batches]
         if indices is None:
             indices = _subset(sum(lengths), examples, seed)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from landscape.errors import NotFiniteError, UsageError
-from landscape.products import CurvatureProduct, GGNProduct, HessianProduct
+from landscape.jacobian_products import EmpiricalFisherProduct, FisherProduct, GGNProduct
+from landscape.products import CurvatureProduct, HessianProduct
 from landscape.risk import Risk
 
-__all__ = ["OPERATORS", "CurvatureOperator", "DenseOperator", "LinearOperator", "curvature"]
+__all__ = [
+    "OPERATORS",
+    "Combination",
+    "CurvatureOperator",
+    "DenseOperator",
+    "LinearOperator",
+    "Restricted",
+    "Shifted",
+    "Whitened",
+    "curvature",
+]
 
 
 class LinearOperator(ABC):
@@ -66,6 +78,13 @@ class LinearOperator(ABC):
         """The matrix itself, (n, n); n matrix-vector products."""
         return self.rows(torch.eye(self.n, dtype=self.dtype, device=self.device))
 
+    def block(self, positions: Sequence[int]) -> LinearOperator:
+        """The diagonal block of some parameters, by their indices in the model's order."""
+        raise NotImplementedError(f"{type(self).__name__} knows no parameters")
+
+    def release(self) -> None:  # noqa: B027  (most operators hold nothing)
+        """Free what is kept between products."""
+
     @staticmethod
     def _finite(product: Tensor) -> Tensor:
         if not bool(torch.isfinite(product).all()):
@@ -93,36 +112,156 @@ class DenseOperator(LinearOperator):
 
 
 class CurvatureOperator(LinearOperator):
-    """A curvature matrix of a risk: the Hessian or the GGN over the whole data set."""
+    """A curvature matrix of a risk over the whole data set, or one of its diagonal blocks.
 
-    def __init__(self, product: CurvatureProduct, name: str) -> None:
+    Args:
+        product: the matrix-vector products.
+        name: the operator's name.
+        positions: indices of the parameters of a diagonal block; the whole matrix where None.
+    """
+
+    def __init__(
+        self, product: CurvatureProduct, name: str, positions: Sequence[int] | None = None
+    ) -> None:
         self.product = product
         self.name = name
-        self.n = product.risk.n
+        self.positions = positions
+        sizes = product.risk.space.sizes
+        self.n = sum(sizes) if positions is None else sum(sizes[i] for i in positions)
         self.dtype = product.risk.dtype
         self.device = product.risk.device
 
     def _matvec(self, vector: Tensor) -> Tensor:
-        return self.product.matvec(vector)
+        return self.product.matvec(vector, self.positions)
 
     def _rows(self, rows: Tensor) -> Tensor:
-        return self.product.rows(rows)
+        return self.product.rows(rows, self.positions)
+
+    def block(self, positions: Sequence[int]) -> CurvatureOperator:
+        """The diagonal block of some parameters; it shares the kept graphs."""
+        return CurvatureOperator(self.product, self.name, positions)
+
+    def release(self) -> None:
+        """Free the kept graphs."""
+        self.product.release()
 
 
-OPERATORS: dict[str, type[CurvatureProduct]] = {"hessian": HessianProduct, "ggn": GGNProduct}
+class Combination(LinearOperator):
+    """``sum_i c_i A_i`` of operators of one size; one product with each for every product."""
+
+    def __init__(self, terms: Sequence[tuple[float, LinearOperator]]) -> None:
+        sizes = {operator.n for _, operator in terms}
+        if len(sizes) != 1:
+            raise UsageError(f"operators of sizes {sorted(sizes)} cannot be added")
+        self.terms = tuple(terms)
+        first = terms[0][1]
+        self.n, self.dtype, self.device = first.n, first.dtype, first.device
+
+    def _matvec(self, vector: Tensor) -> Tensor:
+        total = torch.zeros_like(vector)
+        for factor, operator in self.terms:
+            total += factor * operator.matvec(vector)
+        return total
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        total = torch.zeros_like(rows)
+        for factor, operator in self.terms:
+            total += factor * operator.rows(rows)
+        return total
+
+    def block(self, positions: Sequence[int]) -> LinearOperator:
+        """The diagonal block of some parameters."""
+        return Combination([(factor, operator.block(positions)) for factor, operator in self.terms])
+
+    def release(self) -> None:
+        """Free the kept graphs of all terms."""
+        for _, operator in self.terms:
+            operator.release()
 
 
-def curvature(name: str, risk: Risk, *, graph_memory: int | None = None) -> CurvatureOperator:
+class Shifted(LinearOperator):
+    """``A + mu I``."""
+
+    def __init__(self, operator: LinearOperator, mu: float) -> None:
+        self.operator, self.mu = operator, mu
+        self.n, self.dtype, self.device = operator.n, operator.dtype, operator.device
+
+    def _matvec(self, vector: Tensor) -> Tensor:
+        return self.operator.matvec(vector) + self.mu * vector
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return self.operator.rows(rows) + self.mu * rows
+
+
+class Whitened(LinearOperator):
+    """``D A D`` with a diagonal D, such as the standard deviations of a prior, (n,)."""
+
+    def __init__(self, operator: LinearOperator, diagonal: Tensor) -> None:
+        if diagonal.shape != (operator.n,):
+            raise UsageError(
+                f"a diagonal of shape {tuple(diagonal.shape)} does not fit an operator of size "
+                f"{operator.n}"
+            )
+        self.operator = operator
+        self.n, self.dtype, self.device = operator.n, operator.dtype, operator.device
+        self.diagonal = diagonal.to(operator.like)
+
+    def _matvec(self, vector: Tensor) -> Tensor:
+        return self.diagonal * self.operator.matvec(self.diagonal * vector)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return self.diagonal * self.operator.rows(self.diagonal * rows)
+
+
+class Restricted(LinearOperator):
+    """``A[index, index]``: the coordinates of an index vector (k,), by embedding with zeros."""
+
+    def __init__(self, operator: LinearOperator, index: Tensor) -> None:
+        self.operator = operator
+        self.index = index.to(operator.device)
+        self.n, self.dtype, self.device = len(index), operator.dtype, operator.device
+
+    def _matvec(self, vector: Tensor) -> Tensor:
+        whole = torch.zeros(self.operator.n, dtype=self.dtype, device=self.device)
+        whole[self.index] = vector
+        return self.operator.matvec(whole)[self.index]
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        whole = torch.zeros(len(rows), self.operator.n, dtype=self.dtype, device=self.device)
+        whole[:, self.index] = rows
+        return self.operator.rows(whole)[:, self.index]
+
+
+OPERATORS = ("hessian", "ggn", "fisher", "empirical-fisher", "residual")
+
+
+def curvature(
+    name: str, risk: Risk, *, graph_memory: int | None = None, seed: int = 0
+) -> LinearOperator:
     """The operator of that name at the risk's anchor.
 
     Args:
-        name: ``hessian`` (second derivatives of the loss) or ``ggn`` (``J^T (d^2 loss/df^2) J``).
+        name: ``hessian``: second derivatives of the loss. ``ggn``: ``J^T (d^2 loss/df^2) J``.
+            ``fisher``: the GGN where that is exact, else a Monte-Carlo estimate with labels from
+            the model's own law. ``empirical-fisher``: mean outer product of the gradients.
+            ``residual``: Hessian minus GGN, two products each.
         risk: the loss at the anchor.
         graph_memory: bytes for kept gradient graphs.
+        seed: seed of the labels of a Monte-Carlo Fisher matrix.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or a criterion that the operator does not fit.
     """
-    if name not in OPERATORS:
-        raise UsageError(f"unknown operator {name!r}; expected one of {', '.join(OPERATORS)}")
-    return CurvatureOperator(OPERATORS[name](risk, graph_memory=graph_memory), name)
+    if name == "hessian":
+        return CurvatureOperator(HessianProduct(risk, graph_memory=graph_memory), name)
+    if name == "ggn" or (name == "fisher" and risk.criterion.fisher_is_ggn):
+        return CurvatureOperator(GGNProduct(risk, graph_memory=graph_memory), name)
+    if name == "fisher":
+        return CurvatureOperator(FisherProduct(risk, seed=seed, graph_memory=graph_memory), name)
+    if name == "empirical-fisher":
+        return CurvatureOperator(EmpiricalFisherProduct(risk, graph_memory=graph_memory), name)
+    if name == "residual":
+        half = None if graph_memory is None else graph_memory // 2
+        terms = [(1.0, "hessian"), (-1.0, "ggn")]
+        return Combination([(c, curvature(n, risk, graph_memory=half)) for c, n in terms])
+    raise UsageError(f"unknown operator {name!r}; expected one of {', '.join(OPERATORS)}")

@@ -67,12 +67,16 @@ class ParameterSpace:
         """Join one tensor per parameter into a vector of shape (n,)."""
         return torch.cat([t.reshape(-1) for t in tensors])
 
-    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """Views of a vector (n,), or of rows (k, n), in the parameters' shapes."""
+    def split(self, vector: Tensor, positions: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Views of a vector (n,), or of rows (k, n), in the parameters' shapes.
+
+        With ``positions`` the vector holds only the parameters of these indices.
+        """
         lead = vector.shape[:-1]
-        parts = torch.split(vector, self.sizes, dim=-1)
+        chosen = range(len(self.names)) if positions is None else positions
+        parts = torch.split(vector, [self.sizes[i] for i in chosen], dim=-1)
         return tuple(
-            part.reshape(*lead, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+            part.reshape(*lead, *self.shapes[i]) for part, i in zip(parts, chosen, strict=True)
         )
 
     def assign(self, vector: Tensor) -> None:

@@ -138,7 +138,8 @@ def _density_panel(
 
 
 def _title(name: str) -> str:
-    return {"hessian": "Hessian", "ggn": "GGN"}.get(name, name)
+    titles = {"hessian": "Hessian", "ggn": "GGN", "fisher": "Fisher matrix"}
+    return titles.get(name, name)
 
 
 def _known(spectrum: Spectrum, density: Density | None) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 from landscape.errors import LandscapeError, TaskError
 from landscape.risk import Risk, batch_tensors
 
-__all__ = ["CurvatureProduct", "GGNProduct", "HessianProduct", "MemoryPlan", "default_graph_memory"]
+__all__ = ["CurvatureProduct", "HessianProduct", "MemoryPlan", "default_graph_memory"]
 
 _BLOCK = 16  # Vectors per vmapped block: larger ones gain nothing and cost memory.
 
@@ -100,9 +100,12 @@ class CurvatureProduct(ABC):
 
     @abstractmethod
     def _apply(
-        self, graph: Any, parts: tuple[Tensor, ...], *, retain: bool, batched: bool
+        self, graph: Any, parts: dict[int, Tensor], *, retain: bool, batched: bool
     ) -> tuple[Tensor, ...]:
-        """Product of one micro-batch's curvature with a vector, or with rows where batched."""
+        """Product of one micro-batch's curvature with a vector, or with rows where batched.
+
+        ``parts`` holds the vector by parameter index; the result is restricted to those too.
+        """
 
     @property
     def plan(self) -> MemoryPlan:
@@ -132,26 +135,36 @@ class CurvatureProduct(ABC):
         except RuntimeError as error:
             raise _no_second_derivative(error) from error
 
-    def matvec(self, vector: Tensor) -> Tensor:
-        """C v for a vector (n,); one matrix-vector product."""
-        return self._product(vector, batched=False)
+    def matvec(self, vector: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        """C v for a vector (n,); one matrix-vector product.
 
-    def rows(self, rows: Tensor) -> Tensor:
+        Args:
+            vector: flat vector over the parameters at ``positions``.
+            positions: indices of parameters: the diagonal block of C that belongs to them. All
+                parameters where None.
+        """
+        return self._product(vector, positions, batched=False)
+
+    def rows(self, rows: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         """C applied to each of k rows (k, n), in vmapped blocks where that works."""
-        if len(rows) == 1 or not self._vmap_works:
-            return torch.stack([self.matvec(row) for row in rows]) if len(rows) else rows.clone()
-        try:
-            return torch.cat(
-                [self._product(block, batched=True) for block in torch.split(rows, _BLOCK)]
-            )
-        except RuntimeError:
-            # Some backward formulas have no batching rule; one vector at a time always works.
-            self._vmap_works = False
-            return self.rows(rows)
+        if not len(rows):
+            return rows.clone()
+        if len(rows) > 1 and self._vmap_works:
+            try:
+                return torch.cat(
+                    [self._product(b, positions, batched=True) for b in torch.split(rows, _BLOCK)]
+                )
+            except RuntimeError:
+                # Some backward formulas have no batching rule; one vector at a time always works.
+                self._vmap_works = False
+        return torch.stack([self.matvec(row, positions) for row in rows])
 
-    def _product(self, vectors: Tensor, *, batched: bool) -> Tensor:
+    def _product(
+        self, vectors: Tensor, positions: Sequence[int] | None, *, batched: bool
+    ) -> Tensor:
         risk = self.risk
-        parts = risk.space.split(vectors)
+        chosen = range(len(risk.space.names)) if positions is None else positions
+        parts = dict(zip(chosen, risk.space.split(vectors, chosen), strict=True))
         total = torch.zeros_like(vectors)
         n_kept = self.plan.n_kept
         for index in range(risk.n_batches):
@@ -172,6 +185,28 @@ class CurvatureProduct(ABC):
         self.n_products += len(vectors) if batched else 1
         return total
 
+    def _pull_back(
+        self,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        parts: dict[int, Tensor],
+        *,
+        retain: bool,
+        batched: bool,
+    ) -> tuple[Tensor, ...]:
+        """Vector-Jacobian product of tensors with respect to the parameters that parts names."""
+        if not tensors:
+            return tuple(torch.zeros_like(part) for part in parts.values())
+        return torch.autograd.grad(
+            tensors,
+            [self.risk.space.parameters[i] for i in parts],
+            grad_outputs=cotangents,
+            retain_graph=retain,
+            allow_unused=True,
+            materialize_grads=True,
+            is_grads_batched=batched,
+        )
+
     def release(self) -> None:
         """Free the kept graphs."""
         self._kept.clear()
@@ -186,77 +221,20 @@ class HessianProduct(CurvatureProduct):
             risk.batch_loss(index), risk.space.parameters, create_graph=True, allow_unused=True
         )
         # A parameter that enters linearly (or not at all) has a constant gradient: no graph.
-        places = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
-        return (places, [gradient[i] for i in places]) if places else None
+        kept = {i: g for i, g in enumerate(gradient) if g is not None and g.requires_grad}
+        return (None, kept) if kept else None
 
     def _apply(
-        self, graph: Any, parts: tuple[Tensor, ...], *, retain: bool, batched: bool
+        self, graph: Any, parts: dict[int, Tensor], *, retain: bool, batched: bool
     ) -> tuple[Tensor, ...]:
-        places, gradient = graph
-        return torch.autograd.grad(
-            gradient,
-            self.risk.space.parameters,
-            grad_outputs=[parts[i] for i in places],
-            retain_graph=retain,
-            allow_unused=True,
-            materialize_grads=True,
-            is_grads_batched=batched,
-        )
-
-
-class GGNProduct(CurvatureProduct):
-    """Products with the generalised Gauss-Newton matrix, ``J^T (d^2 loss / df^2) J v``.
-
-    The Jacobian product ``J v`` is the derivative of ``u -> J^T u`` (linear in u), so three
-    backward passes through kept graphs suffice for any model and any criterion. With
-    ``behaviour`` loss this equals the Hessian, since the divergence's gradient is zero.
-    """
-
-    def _build(self, index: int) -> Any:
-        risk = self.risk
-        outputs = risk.outputs(index)
-        detached = outputs.detach().requires_grad_()
-        loss = risk.output_loss(detached, index) * risk.fractions[index]
-        (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
-        if not slope.requires_grad or not outputs.requires_grad:
-            return None
-        cotangent = torch.zeros_like(outputs, requires_grad=True)
-        pullback = torch.autograd.grad(
-            outputs,
-            risk.space.parameters,
-            grad_outputs=cotangent,
-            create_graph=True,
-            allow_unused=True,
-        )
-        places = [i for i, g in enumerate(pullback) if g is not None and g.requires_grad]
-        return places, [pullback[i] for i in places], cotangent, slope, detached, outputs
-
-    def _apply(
-        self, graph: Any, parts: tuple[Tensor, ...], *, retain: bool, batched: bool
-    ) -> tuple[Tensor, ...]:
-        places, pullback, cotangent, slope, detached, outputs = graph
-        (tangent,) = torch.autograd.grad(
-            pullback,
-            cotangent,
-            grad_outputs=[parts[i] for i in places],
-            retain_graph=True,
-            is_grads_batched=batched,
-        )
-        (curved,) = torch.autograd.grad(
-            slope,
-            detached,
-            grad_outputs=tangent,
-            retain_graph=retain,
-            is_grads_batched=batched,
-        )
-        return torch.autograd.grad(
-            outputs,
-            self.risk.space.parameters,
-            grad_outputs=curved,
-            retain_graph=retain,
-            allow_unused=True,
-            materialize_grads=True,
-            is_grads_batched=batched,
+        _, gradient = graph
+        places = [i for i in parts if i in gradient]
+        return self._pull_back(
+            [gradient[i] for i in places],
+            [parts[i] for i in places],
+            parts,
+            retain=retain,
+            batched=batched,
         )
 
 
@@ -268,7 +246,7 @@ def _refuse_broken_graph(graph: Any) -> None:
     """
     if graph is None:
         return
-    for node in graph_nodes(graph[1]):
+    for node in graph_nodes(list(graph[1].values())):
         if type(node).__name__ == "Error":
             raise TaskError(
                 "the loss could not be differentiated twice: the graph of its gradient is cut by a "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import platform
 import time
@@ -230,6 +232,7 @@ class HessianRun:
             NotFiniteError: the loss, the gradient or a product is not finite.
         """
         units = MemoryUnits() if units is None else units
+        settings = self.settings
         started = datetime.now(UTC)
         risk = self.risk()
         loss = risk.require_deterministic()
@@ -243,11 +246,11 @@ class HessianRun:
             progress(phase, done, total)
 
         for name in self.options.operators:
-            operator = curvature(name, risk, graph_memory=self.settings.graph_memory)
+            operator = curvature(name, risk, graph_memory=settings.graph_memory, seed=settings.seed)
             spectra[name], density, found = measure_operator(
                 operator, name, self.options, seed=self.settings.seed, units=units, progress=tick
             )
-            operator.product.release()
+            operator.release()
             if density is not None and found is not None:
                 densities[name], moments[name] = density, found
         info = RunInfo(
@@ -357,6 +360,8 @@ def hessian_spectrum(
     if isinstance(task, str):
         task = resolve_task(task, task_settings)
     if isinstance(task, Task):
+        # The measurement casts the model and loads weights into it: the caller's stays as it is.
+        task = dataclasses.replace(task, model=copy.deepcopy(task.model))
         task = ResolvedTask(task=task, name="(in memory)", path="", sha256="", settings={})
     data = materialise(task.task.data, examples=settings.examples, seed=settings.seed)
     return HessianRun(

@@ -280,15 +280,41 @@ def _read_fields(kind: type[Any], node: h5py.Group, name: str) -> Any:
         if f.name == "operator":
             values[f.name] = name
         elif declared == "Estimate":
-            parts = {p: float(node.attrs[f"{f.name}_{p}"]) for p in ("stderr", "lower", "upper")}
-            values[f.name] = Estimate(value=float(node.attrs[f.name]), **parts)
+            parts = {p: _number(node, f"{f.name}_{p}") for p in ("stderr", "lower", "upper")}
+            values[f.name] = Estimate(value=_number(node, f.name), **parts)
         elif "Array" in declared:
             values[f.name] = _read_array(node, f.name)
         else:
             values[f.name] = _CONVERT[declared](node.attrs.get(f.name))
             if values[f.name] is None and "None" not in declared:
                 raise KeyError(f"the attribute {f.name!r} is missing")
+    _check_shapes(values, node.name)
     return kind(**values)
+
+
+def _number(node: h5py.Group, name: str) -> float:
+    if name not in node.attrs:
+        raise KeyError(f"the attribute {name!r} is missing")
+    return float(node.attrs[name])
+
+
+# Arrays that share their axes, and how many axes those are.
+_ALIKE: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("eigenvalues", "residuals", "converged"), 1),
+    (("grid", "density", "stderr"), 1),
+    (("nodes", "weights"), 2),
+)
+
+
+def _check_shapes(values: Mapping[str, Any], where: str) -> None:
+    """Refuse arrays that no result has, before anything is computed from them."""
+    for names, axes in _ALIKE:
+        shapes = [values[n].shape for n in names if isinstance(values.get(n), np.ndarray)]
+        if shapes and (len(set(shapes)) != 1 or len(shapes[0]) != axes):
+            raise ValueError(f"{where}: the arrays {', '.join(names)} have shapes {shapes}")
+    for name in ("top", "bottom", "n_deflated", "n_probes", "n_parameters", "n_examples"):
+        if values.get(name, 0) < 0:
+            raise ValueError(f"{where}: {name} is {values[name]}")
 
 
 def _read_array(node: h5py.Group, name: str) -> NDArray[Any] | None:
@@ -298,6 +324,8 @@ def _read_array(node: h5py.Group, name: str) -> NDArray[Any] | None:
         raise KeyError(f"the array {name!r} is missing")
     data = node[name]
     values = np.asarray(data[()])
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"the array {name!r} holds {values.dtype}, not numbers")
     return values.astype(np.bool_) if data.attrs.get("dtype") == "bool" else values
 
 
@@ -311,8 +339,8 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "float": _optional(float),
     "int | None": _optional(int),
     "tuple[str, ...]": _optional(lambda text: tuple(json.loads(text))),
-    "Mapping[str, Any]": _optional(json.loads),
-    "Mapping[str, str]": _optional(json.loads),
+    "Mapping[str, Any]": _optional(lambda text: dict(json.loads(text))),
+    "Mapping[str, str]": _optional(lambda text: dict(json.loads(text))),
 }
 
 

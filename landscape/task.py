@@ -182,9 +182,7 @@ def _from_file(target: str, attribute: str) -> tuple[str, object]:
     if spec is None or spec.loader is None:
         raise UsageError(f"task {target!r} is not a Python file (expected the ending .py)")
     module = importlib.util.module_from_spec(spec)
-    # Appended, not prepended: a user's landscape.py or torch.py must not shadow the installed one.
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
+    _search_in(str(path.parent))
     sys.modules[unique] = module
     try:
         spec.loader.exec_module(module)
@@ -198,7 +196,23 @@ def _from_file(target: str, attribute: str) -> tuple[str, object]:
     return str(path), _attribute(module, attribute, target)
 
 
+def _search_in(folder: str) -> None:
+    """Let a task file import the modules beside it.
+
+    Last on the path, so that a user's landscape.py or torch.py does not shadow the installed one;
+    only the working directory, which the command line puts there, comes later still.
+    """
+    if folder not in sys.path:
+        last_is_here = bool(sys.path) and sys.path[-1] == os.getcwd()
+        sys.path.insert(len(sys.path) - last_is_here, folder)
+
+
 def _from_module(target: str, attribute: str) -> tuple[str, object]:
+    if not all(part.isidentifier() for part in target.split(".")):
+        raise UsageError(
+            f"task {target!r} is neither a file (its path ends in .py) nor a module "
+            "(package.module) nor a built-in name"
+        )
     try:
         module = importlib.import_module(target)
     except ModuleNotFoundError as error:

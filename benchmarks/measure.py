@@ -1,0 +1,253 @@
+"""What a worker measures: products, one run of a solver, references, growth.
+
+Every function runs in a process of its own, forked from a worker that has computed nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from methods import PRODUCTS, SOLVERS, ours_product
+from problems import Problem, load, prepare
+
+
+class Clock:
+    """Wall and CPU seconds and peak memory of a block of code."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __enter__(self) -> Clock:
+        _synchronise(self.device)
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        _synchronise(self.device)
+        self.wall, self.cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class PeakMemory:
+    """Peak memory of a block above what was in use before it, in bytes; None where unknown."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.above: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return self
+        self._before = 0
+        try:
+            # Give freed memory back to the system, then reset the high-water mark (Linux).
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            self._before = _status_bytes("VmRSS")
+        except OSError:
+            pass
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self.device == "cuda":
+            self.above = torch.cuda.max_memory_allocated() - self._before
+        elif self._before:
+            self.above = _status_bytes("VmHWM") - self._before
+
+
+def _vectors(problem: Problem, count: int) -> torch.Tensor:
+    first = problem.parameters[0]
+    draw = torch.randn(count, problem.n, generator=torch.Generator().manual_seed(1))
+    draw /= torch.linalg.vector_norm(draw, dim=1, keepdim=True)
+    return draw.to(first)
+
+
+def products(
+    path: str, dtype: str, device: str, ways: list[str], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds per product of several ways, interleaved, and of one plain gradient."""
+    problem = load(Path(path), dtype=dtype, device=device)
+    rows = _vectors(problem, 8)
+    calls: dict[str, tuple[Callable[[], Any], int]] = {"gradient": (problem.gradient, 1)}
+    found: dict[str, Any] = {}
+    for way in ways:
+        build, width = PRODUCTS[way]
+        try:
+            product = build(problem)
+            argument = rows[0] if width == 1 else rows
+            product(argument)
+        except Exception as error:
+            found[way] = {"error": _short(error)}
+            continue
+        calls[way] = (lambda product=product, argument=argument: product(argument), width)
+    for call, _ in calls.values():
+        call()
+    for name in calls:
+        found[name] = {"wall": [], "cpu": []}
+    for _ in range(rounds):
+        for name, (call, width) in calls.items():
+            with Clock(device) as clock:
+                call()
+            found[name]["wall"].append(clock.wall / width)
+            found[name]["cpu"].append(clock.cpu / width)
+    return found
+
+
+def solve(
+    task: str,
+    method: str,
+    path: str,
+    dtype: str,
+    device: str,
+    options: dict[str, Any],
+    vectors: str | None = None,
+) -> dict[str, Any]:
+    """One run of one solver, after one untimed product of its own.
+
+    For our own solvers the kept-graph product is timed too, right after the run: the unit in
+    which their cost is stated.
+    """
+    problem = load(Path(path), dtype=dtype, device=device)
+    row = _vectors(problem, 1)[0]
+    problem.gradient()
+    PRODUCTS[method][0](problem)(row)
+    with PeakMemory(device) as memory, Clock(device) as clock:
+        outcome = SOLVERS[task][method](problem, options)
+    found = {
+        "wall": clock.wall,
+        "cpu": clock.cpu,
+        "peak": memory.above,
+        "products": outcome.products,
+        "claimed": outcome.claimed,
+        **outcome.details,
+    }
+    if outcome.values is not None:
+        found["values"] = [float(v) for v in outcome.values]
+    if vectors is not None and outcome.vectors is not None:
+        np.save(vectors, outcome.vectors.detach().cpu().numpy())
+        found["vectors"] = vectors
+    if method == "landscape":
+        found["unit"] = _unit(problem, row, device, clock.wall)
+    return found
+
+
+def _unit(problem: Problem, row: torch.Tensor, device: str, budget: float) -> float:
+    """Median seconds of one kept-graph product, over about half the solver's own time."""
+    product = ours_product(problem)
+    product(row)
+    times: list[float] = []
+    while len(times) < 10 or (sum(times) < budget / 2 and len(times) < 100):
+        with Clock(device) as clock:
+            product(row)
+        times.append(clock.wall)
+    return statistics.median(times)
+
+
+def verify(path: str, vectors: str, values: list[float], device: str) -> dict[str, Any]:
+    """True residuals ``|H x - theta x| / |x|`` in float64 by the neutral product."""
+    problem = load(Path(path), dtype="float64", device=device)
+    rows = torch.from_numpy(np.load(vectors)).to(device, torch.float64)
+    residuals = []
+    for row, value in zip(rows, values, strict=True):
+        unit = row / torch.linalg.vector_norm(row)
+        residuals.append(float(torch.linalg.vector_norm(problem.product(unit) - value * unit)))
+    return {"residuals": residuals}
+
+
+def search(
+    path: str, dtype: str, device: str, candidates: list[int], tol: float
+) -> dict[str, Any]:
+    """The fewest of some step counts with which hessian-eigenthings reaches the residual."""
+    problem = load(Path(path), dtype=dtype, device=device)
+    exact = load(Path(path), dtype="float64", device=device)
+    worst: dict[int, float] = {}
+    for steps in candidates:
+        options = {"max_iter": min(steps, problem.n), "tol": tol}
+        outcome = SOLVERS["top"]["hessian-eigenthings"](problem, options)
+        assert outcome.vectors is not None
+        assert outcome.values is not None
+        gaps = []
+        for row, value in zip(outcome.vectors.double(), outcome.values, strict=True):
+            unit = row / torch.linalg.vector_norm(row)
+            gaps.append(float(torch.linalg.vector_norm(exact.product(unit) - value * unit)))
+        worst[steps] = max(gaps) / float(np.abs(outcome.values).max())
+        if worst[steps] <= tol:
+            break
+    best = min(worst, key=lambda steps: (worst[steps] > tol, steps))
+    return {"steps": best, "worst": {str(k): v for k, v in worst.items()}}
+
+
+def reference(path: str, device: str, check: bool) -> dict[str, Any]:
+    """Float64 eigenvalues by our solver at 1e-10, compared with curvlinops + eigsh at 1e-12."""
+    problem = load(Path(path), dtype="float64", device=device)
+    ours = SOLVERS["top"]["landscape"](problem, {"tol": 1e-10})
+    assert ours.values is not None
+    found: dict[str, Any] = {"values": [float(v) for v in ours.values], "n": problem.n}
+    found["loss"] = float(problem.loss())
+    if check:
+        theirs = SOLVERS["top"]["curvlinops"](problem, {"tol": 1e-12, "ncv": min(80, problem.n)})
+        assert theirs.values is not None
+        found["difference"] = float(np.abs(theirs.values / ours.values - 1).max())
+    return found
+
+
+def growth(width: int, examples: int, path: str, device: str) -> dict[str, Any]:
+    """Cost of a gradient, a product and the largest eigenvalue at one size (MLP, float32)."""
+    sizes = {"width": width, "examples": examples, "steps": 10}
+    prepare("growth", Path(path), sizes=sizes, quick=False)
+    problem = load(Path(path), dtype="float32", device=device)
+    Path(path).unlink()
+    found: dict[str, Any] = {"n": problem.n, "examples": examples}
+    problem.gradient()
+    with Clock(device) as clock:
+        problem.gradient()
+    found["gradient"] = clock.wall
+    with PeakMemory(device) as memory, Clock(device) as clock:
+        outcome = SOLVERS["top"]["landscape"](problem, {"tol": 1e-6, "top": 1})
+    found |= {"top1": clock.wall, "products": outcome.products, "peak": memory.above}
+    found["product"] = _unit(problem, _vectors(problem, 1)[0], device, 0.0)
+    return found
+
+
+def build(name: str, path: str, quick: bool) -> dict[str, Any]:
+    """Prepare a problem."""
+    prepare(name, Path(path), quick=quick)
+    return {}
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "build": build,
+    "growth": growth,
+    "products": products,
+    "reference": reference,
+    "search": search,
+    "solve": solve,
+    "verify": verify,
+}

@@ -1,0 +1,283 @@
+"""The tools compared, behind one interface: a product, the top eigenpairs, a quadrature.
+
+Every library is imported where it is used, since no environment needs to hold all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from problems import Problem
+from torch import Tensor, nn
+
+TOP = 10
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What one run returned.
+
+    Attributes:
+        values: eigenvalues, descending.
+        vectors: eigenvectors as rows, or None where there are none.
+        products: matrix-vector products used.
+        claimed: how many pairs the tool itself calls converged, or None where it does not say.
+        details: anything else worth recording.
+    """
+
+    values: np.ndarray | None = None
+    vectors: Tensor | None = None
+    products: int
+    claimed: int | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def _ours(problem: Problem, *, graph_memory: int | None = None) -> Any:
+    from landscape.data import materialise
+    from landscape.operators import curvature
+    from landscape.risk import Risk
+    from landscape.task import Task
+
+    data = (problem.inputs.cpu(), problem.targets.cpu())
+    task = Task(model=problem.model, data=data, criterion="cross_entropy")
+    first = problem.parameters[0]
+    risk = Risk(task, materialise(data), device=first.device, dtype=first.dtype)
+    return curvature("hessian", risk, graph_memory=graph_memory)
+
+
+def ours_product(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """The product of a kept gradient graph."""
+    return _ours(problem).matvec
+
+
+def ours_rebuilt(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """The product with the graph rebuilt each time, as where graphs exceed the memory budget."""
+    return _ours(problem, graph_memory=0).matvec
+
+
+def ours_block(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """Products with the rows of a matrix, vmapped over the kept graph."""
+    return _ours(problem).rows
+
+
+def ours_top(problem: Problem, options: dict[str, Any]) -> Outcome:
+    """Thick-restart Lanczos; building the risk and the graph included."""
+    from landscape.eigensolver import extreme_eigenpairs
+
+    operator = _ours(problem)
+    pairs = extreme_eigenpairs(operator, top=options.get("top", TOP), tol=options["tol"])
+    return Outcome(
+        values=pairs.values,
+        vectors=pairs.vectors,
+        products=pairs.n_matvecs,
+        claimed=int(pairs.converged.sum()),
+        details={"restarts": pairs.n_restarts, "orthogonality": pairs.orthogonality},
+    )
+
+
+def ours_slq(problem: Problem, options: dict[str, Any]) -> Outcome:
+    """One probe; building the risk and the graph included."""
+    from landscape.density import probe
+
+    operator = _ours(problem)
+    nodes, _ = probe(operator, 0, steps=options["steps"], seed=0)
+    return Outcome(products=operator.n_matvecs, details={"largest_node": float(nodes[-1])})
+
+
+def _curvlinops(problem: Problem) -> Any:
+    from curvlinops import HessianLinearOperator
+
+    class Counting(HessianLinearOperator):
+        """Counts the columns it is applied to."""
+
+        products = 0
+
+        def _matmat(self, M: list[Tensor]) -> list[Tensor]:
+            self.products += M[0].shape[-1]
+            return super()._matmat(M)
+
+    # Its check of determinism is switched off: the others make none here.
+    return Counting(
+        problem.model,
+        nn.CrossEntropyLoss(),
+        problem.parameters,
+        [(problem.inputs, problem.targets)],
+        check_deterministic=False,
+    )
+
+
+def curvlinops_product(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """``operator @ vector``."""
+    operator = _curvlinops(problem)
+    return lambda vector: operator @ vector
+
+
+def curvlinops_block(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """``operator @ matrix`` for the columns of a matrix."""
+    operator = _curvlinops(problem)
+    return lambda rows: operator @ rows.T
+
+
+def curvlinops_top(problem: Problem, options: dict[str, Any]) -> Outcome:
+    """Its SciPy export with ARPACK's ``eigsh``."""
+    from scipy.sparse.linalg import eigsh
+
+    operator = _curvlinops(problem)
+    first = problem.parameters[0]
+    start = torch.randn(problem.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values, vectors = eigsh(
+        operator.to_scipy(),
+        k=TOP,
+        which="LA",
+        tol=options["tol"],
+        ncv=options.get("ncv"),
+        v0=start.to(first.dtype).double().numpy(),
+    )
+    order = np.argsort(-values)
+    rows = torch.from_numpy(np.ascontiguousarray(vectors.T[order]))
+    return Outcome(values=values[order], vectors=rows, products=operator.products, claimed=TOP)
+
+
+def curvlinops_slq(problem: Problem, options: dict[str, Any]) -> Outcome:
+    """Its spectral density by Lanczos quadrature (it estimates the spectrum's ends first)."""
+    from curvlinops import lanczos_approximate_spectrum
+
+    operator = _curvlinops(problem)
+    torch.manual_seed(0)
+    lanczos_approximate_spectrum(operator, ncv=options["steps"])
+    return Outcome(products=operator.products)
+
+
+def _eigenthings(problem: Problem) -> Any:
+    from hessian_eigenthings.loss_fns import supervised_loss
+    from hessian_eigenthings.operators import HessianOperator
+
+    class Counting(HessianOperator):
+        """Counts its products."""
+
+        products = 0
+
+        def matvec(self, v: Tensor) -> Tensor:
+            self.products += 1
+            return super().matvec(v)
+
+    batches = [(problem.inputs, problem.targets)]
+    return Counting(problem.model, batches, supervised_loss(nn.CrossEntropyLoss()))
+
+
+def eigenthings_product(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """``operator @ vector``."""
+    operator = _eigenthings(problem)
+    return lambda vector: operator @ vector
+
+
+def eigenthings_top(problem: Problem, options: dict[str, Any]) -> Outcome:
+    """Its Lanczos method; by default 20 steps for 10 pairs."""
+    from hessian_eigenthings.algorithms import lanczos
+
+    operator = _eigenthings(problem)
+    settings = {}
+    if "max_iter" in options:
+        settings = {"max_iter": options["max_iter"], "reorthogonalize": True}
+        settings["tol"] = options["tol"]
+    found = lanczos(operator, k=TOP, which="LA", seed=0, **settings)
+    return Outcome(
+        values=found.eigenvalues.double().cpu().numpy(),
+        vectors=found.eigenvectors,
+        products=operator.products,
+        claimed=int(found.converged.sum()),
+    )
+
+
+def eigenthings_slq(problem: Problem, options: dict[str, Any]) -> Outcome:
+    """Its spectral density with one run."""
+    from hessian_eigenthings.algorithms import spectral_density
+
+    operator = _eigenthings(problem)
+    found = spectral_density(operator, num_runs=1, lanczos_steps=options["steps"], seed=0)
+    largest = float(found.raw_eigenvalues.max())
+    return Outcome(products=operator.products, details={"largest_node": largest})
+
+
+def _pyhessian(problem: Problem) -> tuple[Any, list[int]]:
+    """Its single-batch mode, which keeps the gradient graph as ours does; counts products."""
+    # It creates every vector in the default type.
+    torch.set_default_dtype(problem.parameters[0].dtype)
+    import pyhessian.hessian as module
+
+    count = [0]
+    original = getattr(module.hessian_vector_product, "original", module.hessian_vector_product)
+
+    def counted(*arguments: Any) -> Any:
+        count[0] += 1
+        return original(*arguments)
+
+    counted.original = original  # type: ignore[attr-defined]
+    module.hessian_vector_product = counted
+    cuda = problem.inputs.is_cuda
+    batch = (problem.inputs, problem.targets)
+    return module.hessian(problem.model, nn.CrossEntropyLoss(), data=batch, cuda=cuda), count
+
+
+def pyhessian_product(problem: Problem) -> Callable[[Tensor], Any]:
+    """Its product; it works on lists of tensors."""
+    import pyhessian.hessian as module
+
+    tool, _ = _pyhessian(problem)
+    sizes = [p.numel() for p in tool.params]
+
+    def product(vector: Tensor) -> Any:
+        parts = [v.view_as(p) for v, p in zip(vector.split(sizes), tool.params, strict=True)]
+        return module.hessian_vector_product(tool.gradsH, tool.params, parts)
+
+    return product
+
+
+def pyhessian_top(problem: Problem, options: dict[str, Any]) -> Outcome:
+    """Its deflated power method."""
+    tool, count = _pyhessian(problem)
+    torch.manual_seed(0)
+    settings = options.get("pyhessian", {})
+    values, vectors = tool.eigenvalues(top_n=TOP, **settings)
+    rows = torch.stack([torch.cat([t.reshape(-1) for t in v]) for v in vectors])
+    order = np.argsort(-np.array(values))
+    return Outcome(values=np.array(values)[order], vectors=rows[order.copy()], products=count[0])
+
+
+def pyhessian_slq(problem: Problem, options: dict[str, Any]) -> Outcome:
+    """Its density with one run."""
+    tool, count = _pyhessian(problem)
+    torch.manual_seed(0)
+    nodes, _ = tool.density(iter=options["steps"], n_v=1)
+    return Outcome(products=count[0], details={"largest_node": float(np.max(nodes))})
+
+
+PRODUCTS: dict[str, tuple[Callable[[Problem], Callable[[Tensor], Any]], int]] = {
+    "landscape": (ours_product, 1),
+    "landscape, block of 8": (ours_block, 8),
+    "landscape, rebuilt graph": (ours_rebuilt, 1),
+    "curvlinops": (curvlinops_product, 1),
+    "curvlinops, block of 8": (curvlinops_block, 8),
+    "hessian-eigenthings": (eigenthings_product, 1),
+    "PyHessian": (pyhessian_product, 1),
+}
+"""Ways to a product, with the number of vectors per call."""
+
+SOLVERS: dict[str, dict[str, Callable[[Problem, dict[str, Any]], Outcome]]] = {
+    "top": {
+        "landscape": ours_top,
+        "curvlinops": curvlinops_top,
+        "hessian-eigenthings": eigenthings_top,
+        "PyHessian": pyhessian_top,
+    },
+    "slq": {
+        "landscape": ours_slq,
+        "curvlinops": curvlinops_slq,
+        "hessian-eigenthings": eigenthings_slq,
+        "PyHessian": pyhessian_slq,
+    },
+}
