@@ -116,7 +116,7 @@ def products(
 
 
 def solve(
-    task: str,
+    kind: str,
     method: str,
     path: str,
     dtype: str,
@@ -134,7 +134,7 @@ def solve(
     problem.gradient()
     PRODUCTS[method][0](problem)(row)
     with PeakMemory(device) as memory, Clock(device) as clock:
-        outcome = SOLVERS[task][method](problem, options)
+        outcome = SOLVERS[kind][method](problem, options)
     found = {
         "wall": clock.wall,
         "cpu": clock.cpu,
@@ -176,9 +176,7 @@ def verify(path: str, vectors: str, values: list[float], device: str) -> dict[st
     return {"residuals": residuals}
 
 
-def search(
-    path: str, dtype: str, device: str, candidates: list[int], tol: float
-) -> dict[str, Any]:
+def search(path: str, dtype: str, device: str, candidates: list[int], tol: float) -> dict[str, Any]:
     """The fewest of some step counts with which hessian-eigenthings reaches the residual."""
     problem = load(Path(path), dtype=dtype, device=device)
     exact = load(Path(path), dtype="float64", device=device)

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
+from importlib import metadata
 from typing import Any
 
 import measure
@@ -60,6 +61,9 @@ def main() -> None:
     for name in sys.argv[1:]:
         try:
             importlib.import_module(name)
+            package = name.partition(".")[0]
+            owner = metadata.packages_distributions()[package][0]
+            versions[owner] = metadata.version(owner)
         except Exception as error:
             versions[name] = f"{type(error).__name__}: {error}"
     print(json.dumps(versions), flush=True)

@@ -206,7 +206,7 @@ def _reuse_probes(result: HessianResult, units: PartialFile) -> None:
     """Take the probes of a complete result as finished units."""
     for name, density in result.densities.items():
         d, n = density.n_deflated, result.info.n_parameters
-        if result.spectra[name].method == "exact":
+        if result.spectra[name].exact:
             continue
         for index, (nodes, weights) in enumerate(zip(density.nodes, density.weights, strict=True)):
             kept = np.flatnonzero(weights[d:] > 0) + d

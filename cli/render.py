@@ -12,7 +12,11 @@ from landscape.results import Estimate, HessianResult, Spectrum
 
 __all__ = ["hessian_tables", "hessian_values", "report_result"]
 
-_ROWS = 12  # Eigenvalues of an exact spectrum that a table shows at each end.
+_HOW = {
+    "dense": "exact: explicit matrix, all {1} eigenvalues",
+    "gram": "exact: Gram matrix of {0} rows, all {1} eigenvalues",
+    "lanczos": "Lanczos, {0} products",
+}
 
 
 def number(value: float) -> str:
@@ -68,11 +72,7 @@ def hessian_tables(result: HessianResult, file: Path) -> list[Any]:
     for name, spectrum in result.spectra.items():
         found = result.moments.get(name)
         name = printable(name)
-        how = (
-            f"exact: dense eigensolver, all {len(spectrum.eigenvalues)} eigenvalues"
-            if spectrum.method == "exact"
-            else f"Lanczos, {spectrum.n_matvecs} products"
-        )
+        how = _HOW[spectrum.method].format(spectrum.n_matvecs, len(spectrum.eigenvalues))
         summary.add_row(name, f"{how}, {printable(info.dtype)}")
         if found is not None:
             summary.add_row(f"{name} trace", _estimate(found.trace))
@@ -100,7 +100,7 @@ def _eigenvalues(name: str, spectrum: Spectrum) -> Table:
     for place, index in enumerate(rows):
         if place and index != rows[place - 1] + 1:
             table.add_row("...", "", "", "")
-        from_end = spectrum.method != "exact" and index >= top
+        from_end = not spectrum.exact and index >= top
         label = f"n-{k - index}" if from_end and k - index > 1 else "n" if from_end else index + 1
         table.add_row(
             str(label),

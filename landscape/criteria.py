@@ -117,6 +117,14 @@ class Criterion:
     """Whether the Fisher matrix equals the GGN, as for exponential families in their natural
     parameters."""
 
+    shift_invariant: bool = False
+    """Whether adding a constant to a term's outputs changes nothing, as for softmax."""
+
+    def term_places(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Flat indices of the outputs that belong to each term of the mean, (terms, outputs)."""
+        places = torch.arange(outputs.numel(), device=outputs.device)
+        return places.reshape(outputs.shape[0] if outputs.dim() else 1, -1)
+
     def sum_over_outputs(self, values: Tensor, batch: Batch, *, leading: int = 0) -> Tensor:
         """Sum over the outputs of one term of the mean (an example), keeping dimensions.
 
@@ -140,6 +148,7 @@ class CrossEntropy(Criterion):
     name = "cross_entropy"
     units = "nats"
     fisher_is_ggn = True
+    shift_invariant = True
 
     def __init__(self, *, ignore_index: int = -100) -> None:
         self.ignore_index = ignore_index
@@ -182,6 +191,12 @@ class CrossEntropy(Criterion):
         targets = _targets(batch)
         predicted = outputs.argmax(self._class_dim(outputs, targets))
         return _with_targets(batch, torch.where(targets == self.ignore_index, targets, predicted))
+
+    def term_places(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Flat indices of the logits of every target that is not ignored, (targets, classes)."""
+        places = torch.arange(outputs.numel(), device=outputs.device).reshape(outputs.shape)
+        rows, targets = self._rows(places, _targets(batch))
+        return rows[targets != self.ignore_index]
 
     @staticmethod
     def _class_dim(outputs: Tensor, targets: Tensor) -> int:

@@ -5,7 +5,6 @@ Source: Wu and Simon, Thick-restart Lanczos, SIAM J. Matrix Anal. Appl. 22 (2000
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from landscape.errors import UsageError
 from landscape.krylov import FloatArray, Lanczos
+from landscape.memory import total_memory
 from landscape.operators import LinearOperator
 from landscape.rng import normal, stream
 
@@ -48,23 +48,12 @@ class RitzPairs:
     orthogonality: float
 
 
-def total_memory() -> int:
-    """Bytes of physical memory, or 4 GB where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 << 30
-
-
 def default_basis_size(operator: LinearOperator, wanted: int) -> int:
     """A basis size that rarely needs a restart, within a quarter of the device's memory.
 
     Total rather than free memory, so that a resumed run restarts at the same steps.
     """
-    if operator.device.type == "cuda":
-        memory = torch.cuda.mem_get_info(operator.device)[1] // 4
-    else:
-        memory = total_memory() // 4
+    memory = total_memory(operator.device) // 4
     vector = operator.n * torch.finfo(operator.dtype).bits // 8
     return max(2 * wanted + 16, min(4 * wanted + 200, memory // vector))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from landscape.density import assemble_density, exact_density, moments, probe
 from landscape.errors import UsageError
+from landscape.gram import GRAM_LIMIT
 from landscape.operators import OPERATORS, LinearOperator
 from landscape.results import Density, Moments, Spectrum
-from landscape.spectrum import EXACT_LIMIT, exact_spectrum, lanczos_spectrum
+from landscape.spectrum import EXACT_LIMIT, dense_spectrum, gram_spectrum, lanczos_spectrum
 
 __all__ = ["HessianOptions", "Units", "choose_method", "measure_operator"]
 
 Method = Literal["auto", "exact", "lanczos"]
+Path = Literal["dense", "gram", "lanczos"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +95,33 @@ Progress = Callable[[str, int, int | None], None]
 """Called with a phase, the products done in it, and their expected number where known."""
 
 
-def choose_method(method: Method, n: int) -> Literal["exact", "lanczos"]:
-    """The method that ``auto`` stands for at size n."""
-    if method != "auto":
-        return method
-    return "exact" if n <= EXACT_LIMIT else "lanczos"
+def choose_method(method: Method, name: str, n: int, gram_rows: int | None) -> Path:
+    """How an operator of size n is treated.
+
+    Args:
+        method: ``exact``, ``lanczos`` or ``auto``: exact where that is small enough.
+        name: the operator's name.
+        n: its size.
+        gram_rows: rows of its factor where it has one and that fits into memory, else None.
+
+    Returns:
+        ``dense``: the explicit matrix; ``gram``: the Gram matrix of the factor, where that is the
+        smaller one; or ``lanczos``.
+    """
+    if method == "lanczos":
+        return "lanczos"
+    if gram_rows is not None and gram_rows <= GRAM_LIMIT and gram_rows < n:
+        return "gram"
+    if n <= EXACT_LIMIT:
+        return "dense"
+    if method == "auto":
+        return "lanczos"
+    if n > 5 * EXACT_LIMIT:
+        raise UsageError(
+            f"--method exact: the {name} has n = {n} rows, {8 * n * n / 2**30:.0f} GB as a matrix; "
+            f"at most {5 * EXACT_LIMIT} are built. Use --method lanczos, or fewer --params"
+        )
+    return "dense"
 
 
 def measure_operator(
@@ -106,25 +131,33 @@ def measure_operator(
     *,
     seed: int,
     units: Units,
+    path: Path | None = None,
+    factor: Callable[..., Tensor] | None = None,
     progress: Progress = lambda phase, done, total: None,
 ) -> tuple[Spectrum, Density | None, Moments | None]:
     """Spectrum of one operator and, where asked for, its density and moments.
 
     Finished units (the eigenpairs, each probe) are put into ``units`` and taken from there, and so
     is the state of an unfinished solve, so that an interrupted run continues to the same numbers.
+
+    Args:
+        operator: the operator.
+        name: its name.
+        options: what to measure.
+        seed: seed of start vectors and probes.
+        units: where finished units are kept.
+        path: ``dense``, ``gram`` or ``lanczos``; from the options and the size where None.
+        factor: builds the factor of the Gram path, as :func:`landscape.gram.factor` does.
+        progress: called with a phase, the products done in it and their number where known.
     """
-    tol = default_tol(operator.dtype) if options.tol is None else options.tol
-    top, bottom = options.wanted(operator.n)
-    if choose_method(options.method, operator.n) == "exact":
-        return _exact(operator, name, options, top, bottom, tol, units, progress)
-    spectrum, vectors = _eigenpairs(operator, name, top, bottom, tol, seed, units, progress)
-    density = _density(operator, name, spectrum, vectors, options, seed, units, progress)
-    found = None
-    if density is not None:
-        found = moments(density, n=operator.n, eps=torch.finfo(operator.dtype).eps)
-    if options.save_vectors:
-        spectrum = _with_vectors(spectrum, vectors)
-    return spectrum, density, found
+    if path is None:
+        path = choose_method(options.method, name, operator.n, None)
+    job = _Job(operator, name, options, seed, units, progress)
+    if path == "dense":
+        return job.dense()
+    if path == "gram" and factor is not None:
+        return job.gram(factor)
+    return job.lanczos()
 
 
 def default_tol(dtype: torch.dtype) -> float:
@@ -132,155 +165,175 @@ def default_tol(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-8, torch.float32: 1e-6}.get(dtype, 1e-2)
 
 
-def _with_vectors(spectrum: Spectrum, vectors: Tensor) -> Spectrum:
-    import dataclasses
+class _Job:
+    """One operator's measurement, by any of the three paths."""
 
-    return dataclasses.replace(spectrum, eigenvectors=vectors.cpu().numpy())
+    def __init__(
+        self,
+        operator: LinearOperator,
+        name: str,
+        options: HessianOptions,
+        seed: int,
+        units: Units,
+        progress: Progress,
+    ) -> None:
+        self.operator, self.name, self.options = operator, name, options
+        self.seed, self.units, self.progress = seed, units, progress
+        self.tol = default_tol(operator.dtype) if options.tol is None else options.tol
+        self.top, self.bottom = options.wanted(operator.n)
 
+    def dense(self) -> tuple[Spectrum, Density | None, Moments | None]:
+        """Every eigenvalue of the explicit matrix."""
+        unit, n = f"matrix-{self.name}", self.operator.n
 
-def _exact(
-    operator: LinearOperator,
-    name: str,
-    options: HessianOptions,
-    top: int,
-    bottom: int,
-    tol: float,
-    units: Units,
-    progress: Progress,
-) -> tuple[Spectrum, Density | None, Moments | None]:
-    unit = f"matrix-{name}"
-    phase = f"{name}: matrix"
+        def on_rows(matrix: Tensor, done: int) -> None:
+            self.progress(f"{self.name}: matrix", done, n)
+            if self.units.due():
+                self.units.put(unit, {"rows": matrix[:done].numpy().copy()})
 
-    def on_rows(matrix: Tensor, done: int) -> None:
-        progress(phase, done, operator.n)
-        if units.due():
-            units.put(unit, {"rows": matrix[:done].numpy().copy()})
+        stored = self.units.get(unit)
+        spectrum, vectors = dense_spectrum(
+            self.operator,
+            self.name,
+            top=self.top,
+            bottom=self.bottom,
+            tol=self.tol,
+            rows=None if stored is None else torch.from_numpy(stored["rows"]),
+            on_rows=on_rows,
+        )
+        wanted = torch.cat([vectors[: self.top], vectors[n - self.bottom :]])
+        return self._whole(spectrum, wanted)
 
-    stored = units.get(unit)
-    spectrum, vectors = exact_spectrum(
-        operator,
-        name,
-        top=top,
-        bottom=bottom,
-        tol=tol,
-        rows=None if stored is None else torch.from_numpy(stored["rows"]),
-        on_rows=on_rows,
-    )
-    if options.save_vectors:
-        n = operator.n
-        spectrum = _with_vectors(spectrum, torch.cat([vectors[:top], vectors[n - bottom :]]))
-    if not options.density:
-        return spectrum, None, None
-    density = exact_density(name, spectrum.eigenvalues)
-    eps = torch.finfo(torch.float64 if operator.dtype == torch.float64 else operator.dtype).eps
-    return spectrum, density, moments(density, n=operator.n, eps=eps)
+    def gram(
+        self, factor: Callable[..., Tensor]
+    ) -> tuple[Spectrum, Density | None, Moments | None]:
+        """Every eigenvalue from the Gram matrix of the factor."""
+        unit = f"factor-{self.name}"
 
+        def on_rows(rows: Tensor) -> None:
+            self.progress(f"{self.name}: factor", len(rows), None)
+            if self.units.due():
+                self.units.put(unit, {"rows": rows.numpy().copy()})
 
-def _eigenpairs(
-    operator: LinearOperator,
-    name: str,
-    top: int,
-    bottom: int,
-    tol: float,
-    seed: int,
-    units: Units,
-    progress: Progress,
-) -> tuple[Spectrum, Tensor]:
-    unit, state_unit = f"pairs-{name}", f"lanczos-{name}"
-    phase = f"{name}: eigenvalues"
-    stored = units.get(unit)
-    if stored is not None:
-        vectors = torch.from_numpy(stored["vectors"]).to(operator.like)
-        return _stored_spectrum(name, stored, top, bottom, tol), vectors
-
-    def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
-        progress(phase, done, None)
-        if units.due():
-            units.put(state_unit, snapshot())
-
-    spectrum, vectors = lanczos_spectrum(
-        operator,
-        name,
-        top=top,
-        bottom=bottom,
-        tol=tol,
-        seed=seed,
-        state=units.get(state_unit),
-        on_step=on_step,
-    )
-    units.drop(state_unit)
-    units.put(
-        unit,
-        {
-            "eigenvalues": spectrum.eigenvalues,
-            "residuals": spectrum.residuals,
-            "converged": spectrum.converged,
-            "vectors": vectors.cpu().numpy(),
-            "orthogonality": spectrum.orthogonality,
-            "n_restarts": spectrum.n_restarts,
-            "n_matvecs": spectrum.n_matvecs,
-        },
-    )
-    return spectrum, vectors
-
-
-def _stored_spectrum(
-    name: str, unit: Mapping[str, Any], top: int, bottom: int, tol: float
-) -> Spectrum:
-    return Spectrum(
-        operator=name,
-        method="lanczos",
-        eigenvalues=unit["eigenvalues"],
-        residuals=unit["residuals"],
-        converged=unit["converged"].astype(np.bool_),
-        tol=tol,
-        top=top,
-        bottom=bottom,
-        orthogonality=float(unit["orthogonality"]),
-        symmetry=float(np.nan),
-        n_restarts=int(unit["n_restarts"]),
-        n_matvecs=int(unit["n_matvecs"]),
-    )
-
-
-def _density(
-    operator: LinearOperator,
-    name: str,
-    spectrum: Spectrum,
-    vectors: Tensor,
-    options: HessianOptions,
-    seed: int,
-    units: Units,
-    progress: Progress,
-) -> Density | None:
-    if not options.density:
-        return None
-    kept = spectrum.converged
-    deflate = vectors[torch.as_tensor(kept, device=vectors.device)]
-    steps = min(options.steps, operator.n - len(deflate))
-    phase = f"{name}: density"
-    done, n_matvecs = 0, 0
-    probes = []
-
-    def on_step() -> None:
-        nonlocal done
-        done += 1
-        progress(phase, done, options.probes * steps)
-
-    for index in range(options.probes if steps > 0 else 0):
-        unit = f"probe-{name}-{index}"
-        stored = units.get(unit)
-        if stored is None:
-            nodes, weights = probe(
-                operator, index, steps=steps, seed=seed, deflate=deflate, on_step=on_step
+        stored = self.units.get(unit)
+        rows = factor(
+            rows=None if stored is None else torch.from_numpy(stored["rows"]), on_rows=on_rows
+        )
+        spectrum, vectors = gram_spectrum(
+            rows, self.name, top=self.top, bottom=self.bottom, tol=self.tol
+        )
+        if self.options.save_vectors and self.bottom:
+            raise UsageError(
+                "--save-vectors with --bottom: the smallest eigenvalues of a Gram matrix are a "
+                "null space without distinguished vectors; leave --bottom out or use --method "
+                "lanczos"
             )
-            stored = {"nodes": nodes, "weights": weights}
-            units.put(unit, stored)
-        else:
-            done += len(stored["nodes"])
-            progress(phase, done, options.probes * steps)
-        probes.append((stored["nodes"], stored["weights"]))
-        n_matvecs += len(stored["nodes"])
-    return assemble_density(
-        name, probes, n=operator.n, deflated=spectrum.eigenvalues[kept], n_matvecs=n_matvecs
-    )
+        return self._whole(spectrum, vectors)
+
+    def _whole(
+        self, spectrum: Spectrum, vectors: Tensor
+    ) -> tuple[Spectrum, Density | None, Moments | None]:
+        """A fully known spectrum with its density and moments."""
+        if self.options.save_vectors:
+            spectrum = _with_vectors(spectrum, vectors)
+        if not self.options.density:
+            return spectrum, None, None
+        density = exact_density(self.name, spectrum.eigenvalues)
+        return spectrum, density, self._moments(density)
+
+    def _moments(self, density: Density) -> Moments:
+        return moments(density, n=self.operator.n, eps=torch.finfo(self.operator.dtype).eps)
+
+    def lanczos(self) -> tuple[Spectrum, Density | None, Moments | None]:
+        """The extreme eigenvalues, and the rest by stochastic quadrature."""
+        spectrum, vectors = self._eigenpairs()
+        density = self._density(spectrum, vectors) if self.options.density else None
+        if self.options.save_vectors:
+            spectrum = _with_vectors(spectrum, vectors)
+        return spectrum, density, None if density is None else self._moments(density)
+
+    def _eigenpairs(self) -> tuple[Spectrum, Tensor]:
+        unit, state_unit = f"pairs-{self.name}", f"lanczos-{self.name}"
+        stored = self.units.get(unit)
+        if stored is not None:
+            vectors = torch.from_numpy(stored["vectors"]).to(self.operator.like)
+            return self._stored_spectrum(stored), vectors
+
+        def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
+            self.progress(f"{self.name}: eigenvalues", done, None)
+            if self.units.due():
+                self.units.put(state_unit, snapshot())
+
+        spectrum, vectors = lanczos_spectrum(
+            self.operator,
+            self.name,
+            top=self.top,
+            bottom=self.bottom,
+            tol=self.tol,
+            seed=self.seed,
+            state=self.units.get(state_unit),
+            on_step=on_step,
+        )
+        self.units.drop(state_unit)
+        scalars = ("orthogonality", "n_restarts", "n_matvecs")
+        arrays = ("eigenvalues", "residuals", "converged")
+        self.units.put(
+            unit,
+            {name: getattr(spectrum, name) for name in (*arrays, *scalars)}
+            | {"vectors": vectors.cpu().numpy()},
+        )
+        return spectrum, vectors
+
+    def _stored_spectrum(self, unit: Mapping[str, Any]) -> Spectrum:
+        return Spectrum(
+            operator=self.name,
+            method="lanczos",
+            eigenvalues=unit["eigenvalues"],
+            residuals=unit["residuals"],
+            converged=unit["converged"].astype(np.bool_),
+            tol=self.tol,
+            top=self.top,
+            bottom=self.bottom,
+            orthogonality=float(unit["orthogonality"]),
+            symmetry=float(np.nan),
+            n_restarts=int(unit["n_restarts"]),
+            n_matvecs=int(unit["n_matvecs"]),
+        )
+
+    def _density(self, spectrum: Spectrum, vectors: Tensor) -> Density:
+        operator, options = self.operator, self.options
+        kept = spectrum.converged
+        deflate = vectors[torch.as_tensor(kept, device=vectors.device)]
+        steps = min(options.steps, operator.n - len(deflate))
+        done, n_matvecs = 0, 0
+        probes = []
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            self.progress(f"{self.name}: density", done, options.probes * steps)
+
+        for index in range(options.probes if steps > 0 else 0):
+            unit = f"probe-{self.name}-{index}"
+            stored = self.units.get(unit)
+            if stored is None:
+                nodes, weights = probe(
+                    operator, index, steps=steps, seed=self.seed, deflate=deflate, on_step=on_step
+                )
+                stored = {"nodes": nodes, "weights": weights}
+                self.units.put(unit, stored)
+            else:
+                done += len(stored["nodes"])
+            probes.append((stored["nodes"], stored["weights"]))
+            n_matvecs += len(stored["nodes"])
+        return assemble_density(
+            self.name,
+            probes,
+            n=operator.n,
+            deflated=spectrum.eigenvalues[kept],
+            n_matvecs=n_matvecs,
+        )
+
+
+def _with_vectors(spectrum: Spectrum, vectors: Tensor) -> Spectrum:
+    return dataclasses.replace(spectrum, eigenvectors=vectors.cpu().numpy())

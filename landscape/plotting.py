@@ -154,7 +154,7 @@ def _scree_panel(
     negative = False
     for result, colour in zip(results, colours, strict=True):
         spectrum = result.spectra[name]
-        k = len(spectrum.eigenvalues) if spectrum.method == "exact" else spectrum.top
+        k = len(spectrum.eigenvalues) if spectrum.exact else spectrum.top
         values, residuals = spectrum.eigenvalues[:k], spectrum.residuals[:k]
         rank = np.arange(1, k + 1)
         positive = values > 0

@@ -8,7 +8,6 @@ it fails on several common layers and losses, and reverse over forward is silent
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError, TaskError
+from landscape.memory import free_memory
 from landscape.risk import Risk, batch_tensors
 
 __all__ = ["CurvatureProduct", "HessianProduct", "MemoryPlan", "default_graph_memory"]
@@ -27,12 +27,7 @@ _BLOCK = 16  # Vectors per vmapped block: larger ones gain nothing and cost memo
 
 def default_graph_memory(device: torch.device) -> int:
     """Bytes that kept graphs may take: half of a device's free memory, a quarter of a host's."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError, AttributeError):
-        return 2 << 30
+    return free_memory(device) // (2 if device.type == "cuda" else 4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ class Spectrum:
 
     Attributes:
         operator: ``hessian``, ``ggn``, ...
-        method: ``exact`` (dense eigensolver, every eigenvalue) or ``lanczos``.
+        method: ``dense`` (explicit matrix) or ``gram`` (Gram matrix of the GGN's factor), which
+            give every eigenvalue, or ``lanczos``.
         eigenvalues: (k,), in loss units per squared parameter.
         residuals: ``|A x - theta x|`` of every pair, (k,).
         converged: residual within the tolerance times the largest |eigenvalue|, (k,).
@@ -57,6 +58,11 @@ class Spectrum:
     n_restarts: int
     n_matvecs: int
     eigenvectors: NDArray[Any] | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether every eigenvalue is known."""
+        return self.method != "lanczos"
 
 
 @dataclass(frozen=True, kw_only=True)

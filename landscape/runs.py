@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import platform
 import time
@@ -17,8 +18,9 @@ import torch
 
 from landscape import __version__
 from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
-from landscape.data import DataSet, materialise
+from landscape.data import DataSet, materialise, micro_batches
 from landscape.errors import UsageError
+from landscape.gram import factor, factor_width
 from landscape.hessian import (
     HessianOptions,
     Progress,
@@ -27,6 +29,10 @@ from landscape.hessian import (
     default_tol,
     measure_operator,
 )
+from landscape.hessian import (
+    Path as Route,
+)
+from landscape.memory import total_memory
 from landscape.operators import curvature
 from landscape.params import ParameterSpace
 from landscape.partial import MemoryUnits
@@ -124,7 +130,7 @@ class HessianRun:
         options: what to measure.
 
     Attributes:
-        method: ``exact`` or ``lanczos``, once ``auto`` is resolved.
+        methods: ``dense``, ``gram`` or ``lanczos`` of every operator.
         key: SHA-256 of everything that determines the estimates; not of the batch size, the
             device, the number of probes or what is saved besides.
     """
@@ -135,22 +141,45 @@ class HessianRun:
     settings: Settings
     options: HessianOptions
     argv: Sequence[str] = ()
-    method: str = field(init=False)
+    methods: dict[str, Route] = field(init=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         model = self.resolved.task.model
         settings, options = self.settings, self.options
         n = ParameterSpace(model, settings.params).n
-        self.method = choose_method(options.method, n)
+        self._device = resolve_device(settings.device)
+        self.methods = {
+            name: choose_method(options.method, name, n, self._gram_rows(name, n))
+            for name in options.operators
+        }
         self._top, self._bottom = options.wanted(n)
         check_wanted(n, self._top, self._bottom)
-        self._device = resolve_device(settings.device)
-        default = "float64" if self.method == "exact" and self._device.type != "mps" else "float32"
+        exact = any(method != "lanczos" for method in self.methods.values())
+        default = "float64" if exact and self._device.type != "mps" else "float32"
         self._dtype_name = settings.dtype or default
         self._dtype = resolve_dtype(self._dtype_name, self._device)
         self._tol = default_tol(self._dtype) if options.tol is None else options.tol
         self.key = run_key({**self.config, **self._identity()})
+
+    def _gram_rows(self, name: str, n: int) -> int | None:
+        """Rows of the factor of a GGN, where it has one that fits into a quarter of the memory."""
+        task = self.resolved.task
+        criterion = task.resolved_criterion
+        if name != "ggn" and not (name == "fisher" and criterion.fisher_is_ggn):
+            return None
+        # A factor is real only where the loss is convex in the outputs.
+        convex = criterion.fisher_is_ggn or self.settings.loss == "behaviour"
+        if self.options.method == "lanczos" or not (convex or self.options.method == "exact"):
+            return None
+        # The outputs' shape is all that is needed: one forward pass of two examples tells it.
+        model = task.model
+        own = next(p.dtype for p in model.parameters() if p.requires_grad)
+        two = materialise([micro_batches(self.data, 2)[0]])
+        width = factor_width(Risk(task, two, device=self._device, dtype=own))
+        terms = sum(criterion.weight(batch) for batch in self.data.batches)
+        rows = int(terms) * width
+        return rows if rows * n * 8 <= total_memory(torch.device("cpu")) // 4 else None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -167,7 +196,7 @@ class HessianRun:
             "dtype": self._dtype_name,
             "seed": settings.seed,
             "operators": list(options.operators),
-            "method": self.method,
+            "method": self.methods,
             "top": self._top,
             "bottom": self._bottom,
             "tol": self._tol,
@@ -248,7 +277,14 @@ class HessianRun:
         for name in self.options.operators:
             operator = curvature(name, risk, graph_memory=settings.graph_memory, seed=settings.seed)
             spectra[name], density, found = measure_operator(
-                operator, name, self.options, seed=self.settings.seed, units=units, progress=tick
+                operator,
+                name,
+                self.options,
+                seed=settings.seed,
+                units=units,
+                path=self.methods[name],
+                factor=functools.partial(factor, risk),
+                progress=tick,
             )
             operator.release()
             if density is not None and found is not None:

@@ -13,15 +13,16 @@ from landscape.eigensolver import RitzPairs, extreme_eigenpairs
 from landscape.errors import UsageError
 from landscape.operators import LinearOperator
 from landscape.results import Spectrum
+from landscape.rng import stream
 
-__all__ = ["EXACT_LIMIT", "exact_spectrum", "lanczos_spectrum"]
+__all__ = ["EXACT_LIMIT", "dense_spectrum", "gram_spectrum", "lanczos_spectrum"]
 
 _BLOCK = 64
 
 EXACT_LIMIT = 4096  # Largest n whose matrix is built explicitly (128 MiB in float64).
 
 
-def exact_spectrum(
+def dense_spectrum(
     operator: LinearOperator,
     name: str,
     *,
@@ -66,22 +67,93 @@ def exact_spectrum(
     vectors = vectors.T.flip(0).contiguous()
     values = values.flip(0)
     residuals = torch.linalg.vector_norm(vectors @ matrix - values[:, None] * vectors, dim=1)
-    gram = vectors @ vectors.T
     spectrum = Spectrum(
         operator=name,
-        method="exact",
+        method="dense",
         eigenvalues=values.numpy(),
         residuals=residuals.numpy(),
         converged=(residuals <= tol * values.abs().max()).numpy(),
         tol=tol,
         top=top,
         bottom=bottom,
-        orthogonality=float((gram - torch.eye(n, dtype=torch.float64)).abs().max()),
+        orthogonality=_orthogonality(vectors),
         symmetry=symmetry,
         n_restarts=0,
         n_matvecs=n,
     )
     return spectrum, vectors
+
+
+def gram_spectrum(
+    rows: Tensor, name: str, *, top: int, bottom: int, tol: float
+) -> tuple[Spectrum, Tensor]:
+    """All eigenvalues of ``F^T F`` from the small matrix ``F F^T``, in float64.
+
+    Args:
+        rows: the factor F, (r, n) with any r, in float64.
+        name: the operator's name.
+        top: how many of the largest eigenvalues count as asked for.
+        bottom: how many of the smallest.
+        tol: tolerance of the convergence flags.
+
+    Returns:
+        the spectrum: min(r, n) eigenvalues of the Gram matrix and exact zeros up to n; and unit
+        eigenvectors of the ``top`` largest as rows (top, n). Residuals of the others are the
+        rounding of the small eigenproblem, ``eps * r * lambda_1``.
+
+    Cost: r^2 n + O(r^3) flops.
+    """
+    r, n = rows.shape
+    check_wanted(n, top, bottom)
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    values, vectors = values.flip(0), vectors.flip(1)
+    known = min(r, n)
+    eigenvalues = torch.zeros(n, dtype=torch.float64)
+    # F F^T is positive semi-definite: a negative value is rounding, as large as every value's own.
+    eigenvalues[:known] = values[:known].clamp(min=0)
+    largest = float(eigenvalues[0])
+    floor = torch.finfo(torch.float64).eps * max(r, 1) * largest
+    leading = _leading_vectors(rows, eigenvalues, vectors, floor, top)
+    residuals = torch.full((n,), floor, dtype=torch.float64)
+    gaps = (leading @ rows.T) @ rows - eigenvalues[:top, None] * leading
+    residuals[:top] = torch.linalg.vector_norm(gaps, dim=1)
+    spectrum = Spectrum(
+        operator=name,
+        method="gram",
+        eigenvalues=eigenvalues.numpy(),
+        residuals=residuals.numpy(),
+        converged=(residuals <= tol * largest).numpy(),
+        tol=tol,
+        top=top,
+        bottom=bottom,
+        orthogonality=_orthogonality(leading),
+        symmetry=0.0,
+        n_restarts=0,
+        n_matvecs=r,
+    )
+    return spectrum, leading
+
+
+def _leading_vectors(
+    rows: Tensor, eigenvalues: Tensor, left: Tensor, floor: float, top: int
+) -> Tensor:
+    """Unit rows (top, n): ``F^T u / sqrt(lambda)``, then null vectors of F where the rank ends."""
+    rank = int((eigenvalues > floor).sum())
+    kept = min(top, rank)
+    leading = (left[:, :kept] / eigenvalues[:kept].sqrt()).T @ rows
+    if top > kept:
+        generator = stream(0, "null vectors")
+        draws = torch.randn(top - kept, rows.shape[1], generator=generator, dtype=torch.float64)
+        inverse = left[:, :rank] / eigenvalues[:rank]
+        for _ in range(2):
+            draws = draws - ((draws @ rows.T) @ inverse) @ left[:, :rank].T @ rows
+        leading = torch.cat([leading, torch.linalg.qr(draws.T).Q.T])
+    return leading
+
+
+def _orthogonality(rows: Tensor) -> float:
+    gram = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype)
+    return float(gram.abs().max()) if len(rows) else 0.0
 
 
 def lanczos_spectrum(

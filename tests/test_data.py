@@ -13,7 +13,7 @@ from landscape.errors import LandscapeError, TaskError, UsageError
 
 INPUTS = torch.arange(24.0).reshape(12, 2)
 LABELS = torch.arange(12)
-Pair = namedtuple("Pair", "inputs labels")  # noqa: PYI024
+Pair = namedtuple("Pair", "inputs labels")
 
 
 class Rows(Dataset):
@@ -179,7 +179,7 @@ class TestRefused:
             def __getitem__(self, index):
                 raise UsageError("mine")
 
-        with pytest.raises(LandscapeError, match="^mine$"):
+        with pytest.raises(LandscapeError, match=r"^mine$"):
             materialise(Failing())
 
 
@@ -238,7 +238,9 @@ class TestSubset:
         assert torch.equal(found.indices, materialise((INPUTS, LABELS), examples=7, seed=3).indices)
 
     def test_seeds_differ(self):
-        taken = {tuple(materialise((LABELS,), examples=6, seed=s).indices.tolist()) for s in range(9)}
+        taken = {
+            tuple(materialise((LABELS,), examples=6, seed=s).indices.tolist()) for s in range(9)
+        }
         assert len(taken) > 5
         assert len({index for indices in taken for index in indices}) == 12
 

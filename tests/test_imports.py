@@ -24,7 +24,7 @@ LAYERS = [
     {"task", "data", "checkpoint", "params", "training_files"},
     {"risk", "training"},
     {"products"},
-    {"jacobian_products"},
+    {"gram", "jacobian_products"},
     {"operators"},
     {"krylov"},
     {"eigensolver"},
@@ -222,7 +222,9 @@ def cpu_seconds(*command: str) -> float:
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "COLUMNS": "99"})
+        subprocess.run(
+            command, check=True, capture_output=True, env={**os.environ, "COLUMNS": "99"}
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return min(times)

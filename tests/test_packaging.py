@@ -172,7 +172,9 @@ class TestBesideTheUsersModules:
 
     def test_console_script(self, user):
         # What the installed script does: its own folder is first on the path, not this one.
-        code = "import sys; from landscape_cli.__main__ import main; sys.argv[0] = 'landscape'; main()"
+        code = (
+            "import sys; from landscape_cli.__main__ import main; sys.argv[0] = 'landscape'; main()"
+        )
         done = run("-P", "-c", code, *self.COMMAND, cwd=user)
         assert done.returncode == 0, done.stderr
         assert "6 parameters, 6 examples" in done.stdout

@@ -68,7 +68,7 @@ def test_exact_and_lanczos_agree(checkpoint):
         assert abs(trace.value - exact.moments[name].trace.value) < 4 * trace.stderr
         assert exact.moments[name].trace.stderr == 0
     assert exact.info.dtype == "float64"
-    assert exact.info.n_matvecs == 2 * exact.info.n_parameters
+    assert exact.info.n_matvecs == 2 * exact.info.n_parameters  # Fewer than the Gram matrix's rows.
 
 
 def test_saved_and_loaded_results_are_equal(checkpoint, tmp_path):

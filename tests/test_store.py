@@ -367,7 +367,13 @@ class TestUntrusted:
     def test_truncation_anywhere(self, tmp_path, stored):
         choose = random.Random(0)
         path = tmp_path / "cut.h5"
-        for length in [0, 1, 8, len(stored) - 1, *(choose.randrange(len(stored)) for _ in range(30))]:
+        for length in [
+            0,
+            1,
+            8,
+            len(stored) - 1,
+            *(choose.randrange(len(stored)) for _ in range(30)),
+        ]:
             path.write_bytes(stored[:length])
             self.refuse(path, "truncated")
 
@@ -376,7 +382,11 @@ class TestUntrusted:
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
-    @given(flips=st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 255)), min_size=1, max_size=4))
+    @given(
+        flips=st.lists(
+            st.tuples(st.integers(0, 10**9), st.integers(1, 255)), min_size=1, max_size=4
+        )
+    )
     def test_flipped_bytes_load_or_are_refused(self, tmp_path, stored, flips):
         changed = bytearray(stored)
         for place, mask in flips:
@@ -407,7 +417,7 @@ class TestAtomicWriting:
         assert list(file.parent.iterdir()) == [file]
 
     def test_unwritable(self, file, result):
-        with pytest.raises(ResultFileError, match="cannot write .*--out"):
+        with pytest.raises(ResultFileError, match=r"cannot write .*--out"):
             save(file / "below.h5", result)
 
     def test_a_full_disk(self, tmp_path, result, monkeypatch):
@@ -455,7 +465,10 @@ class TestPartialFile:
         assert PartialFile(tmp_path / "a.h5", "other").n_resumed == 0
 
     def test_written_on_the_interval_only(self, tmp_path):
-        slow, fast = PartialFile(tmp_path / "a.h5", "k"), PartialFile(tmp_path / "b.h5", "k", interval=0)
+        slow, fast = (
+            PartialFile(tmp_path / "a.h5", "k"),
+            PartialFile(tmp_path / "b.h5", "k", interval=0),
+        )
         for units in (slow, fast):
             units.put("unit", self.unit())
         assert [p.name for p in tmp_path.iterdir()] == ["b.h5.partial"]

@@ -201,7 +201,7 @@ class TestFiles:
 
     def test_own_errors_pass(self, tmp_path):
         path = write(tmp_path, "from landscape.errors import UsageError\nraise UsageError('mine')")
-        with pytest.raises(UsageError, match="^mine$"):
+        with pytest.raises(UsageError, match=r"^mine$"):
             resolve_task(path)
 
 
@@ -209,7 +209,10 @@ class TestBuilders:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("def build():\n    raise ValueError('no data')", r"raised ValueError: no data .*line 2"),
+            (
+                "def build():\n    raise ValueError('no data')",
+                r"raised ValueError: no data .*line 2",
+            ),
             ("def build():\n    raise SystemExit(1)", "raised SystemExit"),
             ("def build():\n    pass", "returned a NoneType; expected"),
             ("def build():\n    return {}", "returned a dict; expected"),
@@ -279,7 +282,7 @@ class TestModules:
     def test_missing_inside(self, tmp_path, monkeypatch):
         write(tmp_path, "import no_such_package", "mine_broken.py")
         monkeypatch.syspath_prepend(tmp_path)
-        with pytest.raises(TaskError, match="failed to import.*no_such_package"):
+        with pytest.raises(TaskError, match=r"failed to import.*no_such_package"):
             resolve_task("mine_broken:build")
 
 
@@ -289,7 +292,7 @@ class TestBuiltins:
             resolve_task("digit-mlp")
 
     def test_settings_are_checked(self):
-        with pytest.raises(UsageError, match="--set accepts: .*width"):
+        with pytest.raises(UsageError, match=r"--set accepts: .*width"):
             resolve_task("digits-mlp", {"withd": 3})
 
     def test_the_source_is_recorded(self):

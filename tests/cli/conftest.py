@@ -1,11 +1,10 @@
-"""A network of 26 parameters with its task file and checkpoints, and the command line in process."""
+"""A network of 26 parameters with its files, and the command line in process."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,25 +107,6 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         code = run([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return Outcome(code, out, err)
-
-    return command
-
-
-@pytest.fixture(scope="session")
-def program() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run ``python -m landscape_cli`` with these arguments as a process of its own."""
-
-    def command(
-        *arguments: object, cwd: Path | None = None, prefix: Sequence[str] = (), **options: Any
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *(prefix or ("-m", "landscape_cli")), *map(str, arguments)],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            **options,
-        )
 
     return command
 

@@ -46,7 +46,9 @@ def test_every_command_has_examples_and_options_with_help(cli, name):
 @pytest.mark.parametrize("name", ["check", "hessian"])
 def test_measuring_commands_share_their_options(cli, name):
     out = cli(name, "--help").out
-    shared = "task set loss params examples batch-size device dtype seed out overwrite config strict"
+    shared = (
+        "task set loss params examples batch-size device dtype seed out overwrite config strict"
+    )
     for option in [*shared.split(), "weights-key", "unsafe-pickle"]:
         assert f"--{option} " in out
     assert "--flush-seconds" not in out

@@ -39,6 +39,7 @@ def only(tiny):
     return file
 
 
+HESSIAN = (sys.executable, "-m", "landscape_cli", "hessian")
 LANCZOS = ("--method", "lanczos", "--dtype", "float64", "--steps", "6", "--top", "2")
 
 
@@ -517,16 +518,25 @@ class TestProcesses:
     )
     def test_a_signal_saves_the_state(self, tiny, measure, number, code):
         task = tiny.write_task("slow.py", extra=SLOW, more="forward=forward")
-        arguments = ("--graph-memory", "0", "--flush-seconds", "0", *LANCZOS, "--probes", "30")
+        arguments = ("--graph-memory", "0", "--flush-seconds", "0", *LANCZOS, "--probes", "10")
         process = subprocess.Popen(
-            [sys.executable, "-m", "landscape_cli", "hessian", tiny.checkpoint, "--task", task]
-            + ["-o", tiny.folder / "out", "--json", *arguments],
+            [
+                *HESSIAN,
+                tiny.checkpoint,
+                "--task",
+                task,
+                "-o",
+                tiny.folder / "out",
+                "--json",
+                *arguments,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         deadline = time.monotonic() + 60
-        while not list(tiny.folder.glob("out/*.partial")) and time.monotonic() < deadline:
+        while process.poll() is None and not list(tiny.folder.glob("out/*.partial")):
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
@@ -545,9 +555,8 @@ class TestProcesses:
         assert only(tiny).suffix == ".h5"
 
     def test_two_at_once_do_not_corrupt_each_other(self, tiny):
-        command = [sys.executable, "-m", "landscape_cli", "hessian", tiny.checkpoint]
-        command += ["--task", tiny.task, "-o", tiny.folder / "out", "--flush-seconds", "0"]
-        command += [*LANCZOS, "--probes", "20", "--json"]
+        command = [*HESSIAN, tiny.checkpoint, "--task", tiny.task, "-o", tiny.folder / "out"]
+        command += ["--flush-seconds", "0", *LANCZOS, "--probes", "9", "--json"]
         running = [
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for _ in range(2)
@@ -559,14 +568,13 @@ class TestProcesses:
             documents.append(json.loads(out))
         first, second = (d["results"][0]["values"]["hessian"] for d in documents)
         assert first == second
-        assert landscape.load(only(tiny)).moments["hessian"].n_probes == 20
+        assert landscape.load(only(tiny)).moments["hessian"].n_probes == 9
 
     def test_the_checkpoint_s_name_need_not_be_utf8(self, tiny, draw):
         name = os.fsencode(tiny.folder) + b"/b\xffd.pt"
         torch.save(draw(), os.fsdecode(name))
         done = subprocess.run(
-            [sys.executable, "-m", "landscape_cli", "hessian", name, "--task", tiny.task]
-            + ["-o", tiny.folder / "out", "--json"],
+            [*HESSIAN, name, "--task", tiny.task, "-o", tiny.folder / "out", "--json"],
             capture_output=True,
             check=False,
         )

@@ -71,6 +71,7 @@ def test_weights_key(cli, tiny, draw):
     path = tiny.folder / "nested.pt"
     torch.save({"ema": draw(), "model": draw(seed=1)}, path)
     norms = [
-        cli("inspect", path, "--json", *more).values["norm"] for more in ([], ["--weights-key", "ema"])
+        cli("inspect", path, "--json", *more).values["norm"]
+        for more in ([], ["--weights-key", "ema"])
     ]
     assert norms[0] != norms[1]

@@ -8,14 +8,15 @@ from landscape_cli.app import run
 
 CONTROL = "\x1b]0;title\x07\x1b[2J\x1b[31m"
 MARKUP = "[red]red[/red] [link=http://x]x[/link] [/nothing]"
+BOTH = ("--operator", "hessian", "--operator", "ggn", "--bottom", "2", "--top", "3", "--json")
 
 
 @pytest.fixture
 def result(cli, tiny):
     """A result with both operators."""
     done = cli(
-        *("hessian", tiny.checkpoint, "--task", tiny.task, "-o", tiny.folder / "out", "--json"),
-        *("--operator", "hessian", "--operator", "ggn", "--bottom", "2", "--top", "3"),
+        *("hessian", tiny.checkpoint, "--task", tiny.task, "-o", tiny.folder / "out"),
+        *BOTH,
     )
     return done.document["results"][0]["file"]
 
@@ -30,7 +31,7 @@ class TestShow:
     def test_json_has_what_the_measurement_printed(self, cli, tiny, result):
         again = cli(
             *("hessian", tiny.checkpoint, "--task", tiny.task, "-o", tiny.folder / "out"),
-            *("--operator", "hessian", "--operator", "ggn", "--bottom", "2", "--top", "3", "--json"),
+            *BOTH,
         )
         assert cli("show", result, "--json").values == again.values
 

@@ -1,0 +1,124 @@
+"""Exact spectra of ``J^T C J`` from the Gram matrix of its factor, where that is the smaller one.
+
+With ``C_n = L_n L_n^T`` per term, the rows of ``L^T J`` (terms times outputs, or outputs minus 1
+for softmax) form a factor F with ``J^T C J = F^T F``, whose non-zero eigenvalues are those of the
+small matrix ``F F^T``. Everything beyond the pull-back is computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from landscape.errors import UsageError
+from landscape.risk import Risk
+
+__all__ = ["GRAM_LIMIT", "factor", "factor_width"]
+
+GRAM_LIMIT = 4096  # Largest number of rows whose Gram matrix is built.
+_BLOCK = 32  # Rows pulled back at a time.
+_NULL = 1e-14  # Output directions of relative curvature below this are zeros plus rounding.
+
+
+def factor_width(risk: Risk) -> int:
+    """Rows of the factor that one term has at most: its outputs, or one less for softmax."""
+    with torch.no_grad():
+        outputs = risk.outputs(0)
+    width = risk.criterion.term_places(outputs, risk.batch(0)).shape[1]
+    return width - 1 if risk.criterion.shift_invariant else width
+
+
+def factor(
+    risk: Risk, *, rows: Tensor | None = None, on_rows: Callable[[Tensor], None] | None = None
+) -> Tensor:
+    """The factor F with ``GGN = F^T F``, shape (r, n), in float64 on the CPU.
+
+    Args:
+        risk: the loss at the anchor, in float64 for exact results.
+        rows: leading rows that an earlier run built.
+        on_rows: called with the rows so far after every block.
+
+    Raises:
+        UsageError: the criterion is not convex in the outputs, so that no real factor exists.
+
+    Cost: r vector-Jacobian products of one micro-batch each, and r n numbers.
+    """
+    blocks = [] if rows is None else [rows]
+    skip = 0 if rows is None else len(rows)
+    for index in range(risk.n_batches):
+        outputs = risk.outputs(index)
+        places, roots = _roots(risk, index, outputs.detach())
+        for start in range(0, len(places), _BLOCK):
+            stop = min(start + _BLOCK, len(places))
+            if skip >= stop - start:
+                skip -= stop - start
+                continue
+            cotangents = torch.zeros(
+                stop - start, outputs.numel(), dtype=outputs.dtype, device=outputs.device
+            )
+            cotangents.scatter_(1, places[start:stop], roots[start:stop])
+            blocks.append(_pull_back(risk, outputs, cotangents.reshape(-1, *outputs.shape)))
+            if on_rows is not None:
+                blocks = [torch.cat(blocks)] if len(blocks) > 64 else blocks
+                on_rows(torch.cat(blocks))
+    return torch.cat(blocks) if blocks else torch.zeros(0, risk.n, dtype=torch.float64)
+
+
+def _roots(risk: Risk, index: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of ``sqrt(fraction) L`` of one micro-batch.
+
+    Returns:
+        flat places in the outputs (r, width) and the values there (r, width), one term each row.
+    """
+    criterion = risk.criterion
+    places = criterion.term_places(outputs, risk.batch(index))
+    detached = outputs.requires_grad_()
+    loss = risk.output_loss(detached, index) * risk.fractions[index]
+    (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
+    if not slope.requires_grad:
+        return places[:0], torch.zeros_like(places[:0], dtype=outputs.dtype)
+    terms, width = places.shape
+    blocks = torch.empty(terms, width, width, dtype=torch.float64, device=outputs.device)
+    # Terms are independent: one probe per output, for all terms at once, gives their Hessians.
+    for column in range(width):
+        probe = torch.zeros(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
+        probe[places[:, column]] = 1
+        (curved,) = torch.autograd.grad(
+            slope, detached, grad_outputs=probe.reshape(outputs.shape), retain_graph=True
+        )
+        blocks[:, :, column] = curved.reshape(-1)[places].double()
+    values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
+    largest = float(values.abs().max())
+    if float(values.min()) < -1e-9 * largest:
+        raise UsageError(
+            f"the criterion {criterion.name!r} is not convex in the outputs, so the GGN has no "
+            "Gram matrix; use --method lanczos"
+        )
+    term, direction = (values > _NULL * largest).nonzero(as_tuple=True)
+    roots = vectors[term, :, direction] * values[term, direction].sqrt()[:, None]
+    return places[term], roots.to(outputs.dtype)
+
+
+def _pull_back(risk: Risk, outputs: Tensor, cotangents: Tensor) -> Tensor:
+    """``cotangents^T J``: (k, n) in float64 on the CPU, vmapped where that works."""
+
+    def pull(cotangent: Tensor, batched: bool) -> Tensor:
+        parts = torch.autograd.grad(
+            outputs,
+            risk.space.parameters,
+            grad_outputs=cotangent,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+            is_grads_batched=batched,
+        )
+        lead = (len(cotangent),) if batched else ()
+        return torch.cat([part.reshape(*lead, -1) for part in parts], dim=-1)
+
+    try:
+        rows = pull(cotangents, True)
+    except RuntimeError:
+        rows = torch.stack([pull(cotangent, False) for cotangent in cotangents])
+    return rows.double().cpu()
