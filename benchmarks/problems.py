@@ -56,8 +56,8 @@ class _Residual(nn.Module):
         self.skip = nn.Conv2d(channels, out, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = functional.silu(self.norm1(self.conv1(x)))
-        return functional.silu(self.skip(x) + self.norm2(self.conv2(h)))
+        h = functional.relu(self.norm1(self.conv1(x)))
+        return functional.relu(self.skip(x) + self.norm2(self.conv2(h)))
 
 
 class ConvNet(nn.Module):

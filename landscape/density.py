@@ -22,7 +22,16 @@ from landscape.operators import LinearOperator
 from landscape.results import Density, Estimate, Moments
 from landscape.rng import normal, stream
 
-__all__ = ["assemble_density", "estimate", "exact_density", "moments", "probe", "smooth"]
+__all__ = [
+    "assemble_density",
+    "count_above",
+    "estimate",
+    "exact_density",
+    "log_det",
+    "moments",
+    "probe",
+    "smooth",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -150,7 +159,7 @@ def moments(density: Density, *, n: int, eps: float) -> Moments:
         eps: rounding unit of the products that the nodes come from.
     """
     nodes, weights = density.nodes, density.weights
-    exact = density.n_deflated == nodes.shape[1]
+    exact = _is_exact(density)
     resolution = _resolution(nodes, weights, n=n, eps=eps, exact=exact)
 
     def mass(chosen: NDArray[np.bool_]) -> Estimate:
@@ -171,6 +180,64 @@ def moments(density: Density, *, n: int, eps: float) -> Moments:
         resolution=resolution,
         n_probes=0 if exact else len(nodes),
     )
+
+
+def log_det(density: Density, *, n: int, scale: float) -> Estimate:
+    """``log det(I + s A) = sum_i log(1 + s lambda_i)`` in nats, from a density.
+
+    Args:
+        density: nodes and weights by probe.
+        n: size of the operator.
+        scale: s > 0.
+
+    Returns:
+        the estimate; NaN where a node lies at or below ``-1/s``, so that no logarithm exists.
+    """
+    kept = density.weights > 0
+    argument = np.where(kept, scale * density.nodes, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.log1p(argument)
+    if not np.isfinite(values).all():
+        return Estimate(value=np.nan, stderr=np.nan, lower=np.nan, upper=np.nan)
+    return estimate(n * (density.weights * values).sum(1), exact=_is_exact(density))
+
+
+def count_above(density: Density, *, n: int, threshold: float) -> Estimate:
+    """Number of eigenvalues above a threshold.
+
+    A quadrature node stands for the mass around it, so each probe's cumulative mass is
+    interpolated between nodes (half of a node's own mass counts at the node): it then lies within
+    the Chebyshev-Markov-Stieltjes bounds. Deflated eigenvalues count exactly.
+
+    Args:
+        density: nodes and weights by probe.
+        n: size of the operator.
+        threshold: eigenvalues larger than this count.
+    """
+    d = density.n_deflated
+    sharp = float((density.nodes[0, :d] > threshold).sum()) if d else 0.0
+    if _is_exact(density):
+        return estimate(np.array([sharp]), exact=True)
+    counts = []
+    for nodes, weights in zip(density.nodes[:, d:], density.weights[:, d:], strict=True):
+        t, w = nodes[weights > 0], weights[weights > 0]
+        if len(t) == 0 or threshold >= t[-1] or threshold < t[0]:
+            # The extreme Ritz values are sharp ends of the spectrum.
+            above = float(w.sum()) if len(t) and threshold < t[0] else 0.0
+        else:
+            above = float(np.interp(threshold, t, w.sum() - np.cumsum(w) + w / 2))
+        counts.append(sharp + n * above)
+    found = estimate(np.array(counts))
+    return Estimate(
+        value=found.value,
+        stderr=found.stderr,
+        lower=max(found.lower, 0.0),
+        upper=min(found.upper, float(n)),
+    )
+
+
+def _is_exact(density: Density) -> bool:
+    return bool(density.n_deflated == density.nodes.shape[1])
 
 
 def _resolution(

@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.errors import NotFiniteError
 from landscape.operators import LinearOperator
 from landscape.rng import normal, stream
 
-__all__ = ["Lanczos", "quadrature"]
+__all__ = ["FUNCTIONS", "Lanczos", "apply_function", "quadrature"]
 
 FloatArray = NDArray[np.float64]
 
@@ -235,3 +236,68 @@ def quadrature(
     nodes, vectors = np.linalg.eigh(lanczos.projected)
     weights = vectors[0] ** 2
     return nodes, weights / weights.sum()
+
+
+FUNCTIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "exp": np.exp,
+    "log1p": np.log1p,
+    "inverse": lambda t: 1 / t,
+    "inverse_sqrt": lambda t: 1 / np.sqrt(t),
+}
+
+
+def apply_function(
+    operator: LinearOperator,
+    vector: Tensor,
+    function: str | Callable[[FloatArray], FloatArray],
+    *,
+    tol: float = 1e-8,
+    max_steps: int = 500,
+) -> tuple[Tensor, float]:
+    """``f(A) v`` by Lanczos: ``|v| Q^T f(T) e_1``.
+
+    Args:
+        operator: symmetric operator of size n, whose spectrum lies where f is defined.
+        vector: v, (n,).
+        function: ``exp``, ``log1p``, ``inverse``, ``inverse_sqrt`` or a function of eigenvalues.
+        tol: stop when the last steps changed the result by at most tol times its norm.
+        max_steps: largest Krylov space.
+
+    Returns:
+        f(A) v and the estimated relative error: the change over the last fifth of the steps.
+
+    Raises:
+        NotFiniteError: f is not finite on the Ritz values (such as log1p below -1).
+
+    Cost: one product per step. Source: Higham, Functions of Matrices (2008), section 13.2.
+    """
+    f = FUNCTIONS[function] if isinstance(function, str) else function
+    norm = float(torch.linalg.vector_norm(vector))
+    if norm == 0:
+        return torch.zeros_like(vector), 0.0
+    lanczos = Lanczos(operator, vector, capacity=max_steps)
+    error, earlier = np.inf, [np.zeros(0)]
+    while lanczos.size < lanczos.capacity:
+        lanczos.step()
+        values, coefficients, _ = lanczos.ritz()
+        with np.errstate(all="ignore"):
+            image = f(values)
+        if not np.isfinite(image).all():
+            bad = values[~np.isfinite(image)][0]
+            raise NotFiniteError(
+                f"the function is not finite at the Ritz value {bad:.6g}; expected a spectrum "
+                "inside its domain. Shift or scale the operator"
+            )
+        weights = coefficients @ (image * coefficients[0])
+        earlier.append(weights)
+        if lanczos.broken or lanczos.complete:
+            error = 0.0
+            break
+        # Single steps can stall; the change over several is a safer estimate.
+        old = earlier[-1 - max(lanczos.size // 5, 2)] if lanczos.size > 5 else np.zeros(0)
+        change = weights - np.pad(old, (0, len(weights) - len(old)))
+        error = float(np.linalg.norm(change)) / max(float(np.linalg.norm(weights)), 1e-300)
+        if error <= tol:
+            break
+    result = lanczos.basis.T @ torch.as_tensor(weights).to(lanczos.basis)
+    return norm * result, error

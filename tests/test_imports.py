@@ -19,7 +19,7 @@ MODULES = sorted(LIBRARY.rglob("*.py"))
 
 # A module imports only from its own layer and those above it in this list.
 LAYERS = [
-    {"errors", "text", "rng", "results"},
+    {"errors", "text", "rng", "results", "memory"},
     {"criteria", "pickles", "tasks"},
     {"task", "data", "checkpoint", "params", "training_files"},
     {"risk", "training"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"operators"},
     {"krylov"},
     {"eigensolver"},
-    {"density", "spectrum", "checks"},
+    {"density", "trace", "spectrum", "checks"},
     {"hessian", "store"},
     {"partial", "plotting"},
     {"runs"},
@@ -36,7 +36,7 @@ LAYERS = [
 # These read and write files or draw; all others are numerics.
 OUTER = {"store", "partial", "plotting", "runs"}
 # The Krylov methods know nothing of networks.
-KRYLOV = {"errors", "rng", "operators"}
+KRYLOV = {"errors", "rng", "memory", "operators"}
 
 
 def imports(path: Path, *, top: bool = False) -> set[str]:

@@ -188,16 +188,6 @@ class TestBesideTheUsersModules:
         )
         assert done.returncode == 0, done.stderr
 
-    def test_the_task_in_another_folder_finds_its_own_helper(self, user, tmp_path_factory):
-        elsewhere = tmp_path_factory.mktemp("elsewhere")
-        (elsewhere / "cli.py").write_text("raise RuntimeError('not the one beside the task')")
-        done = run(
-            *("-m", "landscape_cli", "hessian", user / "model.safetensors"),
-            *("--task", user / "task.py"),
-            cwd=elsewhere,
-        )
-        assert done.returncode == 0, done.stderr
-
 
 @pytest.mark.parametrize("arguments", [("--version",), ("--help",)], ids=str)
 def test_from_the_root_of_the_repository(arguments):
