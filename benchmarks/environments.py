@@ -16,7 +16,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TORCH = "torch==2.13.0"
 PROBES = {
-    "main": ("landscape.eigensolver", "curvlinops", "hessian_eigenthings"),
+    "main": (
+        "landscape.eigensolver",
+        "landscape.density",
+        "curvlinops",
+        "hessian_eigenthings.algorithms",
+    ),
     "pyhessian": ("pyhessian",),
 }
 REQUIREMENTS: dict[str, list[list[str]]] = {

@@ -5,6 +5,7 @@ Every library is imported where it is used, since no environment needs to hold a
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,7 +89,7 @@ def ours_slq(problem: Problem, options: dict[str, Any]) -> Outcome:
     return Outcome(products=operator.n_matvecs, details={"largest_node": float(nodes[-1])})
 
 
-def _curvlinops(problem: Problem) -> Any:
+def _curvlinops(problem: Problem, *, written_out: bool = False) -> Any:
     from curvlinops import HessianLinearOperator
 
     class Counting(HessianLinearOperator):
@@ -100,6 +101,8 @@ def _curvlinops(problem: Problem) -> Any:
             self.products += M[0].shape[-1]
             return super()._matmat(M)
 
+    if written_out:
+        problem = problem.written_out()
     # Its check of determinism is switched off: the others make none here.
     return Counting(
         problem.model,
@@ -116,17 +119,23 @@ def curvlinops_product(problem: Problem) -> Callable[[Tensor], Tensor]:
     return lambda vector: operator @ vector
 
 
+def curvlinops_written(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """The same with normalisation layers in elementary operations, which it differentiates."""
+    operator = _curvlinops(problem, written_out=True)
+    return lambda vector: operator @ vector
+
+
 def curvlinops_block(problem: Problem) -> Callable[[Tensor], Tensor]:
     """``operator @ matrix`` for the columns of a matrix."""
-    operator = _curvlinops(problem)
-    return lambda rows: operator @ rows.T
+    operator = _curvlinops(problem, written_out=True)
+    return lambda rows: (operator @ rows.T).T
 
 
 def curvlinops_top(problem: Problem, options: dict[str, Any]) -> Outcome:
     """Its SciPy export with ARPACK's ``eigsh``."""
     from scipy.sparse.linalg import eigsh
 
-    operator = _curvlinops(problem)
+    operator = _curvlinops(problem, written_out=options.get("written_out", False))
     first = problem.parameters[0]
     start = torch.randn(problem.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values, vectors = eigsh(
@@ -146,7 +155,7 @@ def curvlinops_slq(problem: Problem, options: dict[str, Any]) -> Outcome:
     """Its spectral density by Lanczos quadrature (it estimates the spectrum's ends first)."""
     from curvlinops import lanczos_approximate_spectrum
 
-    operator = _curvlinops(problem)
+    operator = _curvlinops(problem, written_out=options.get("written_out", False))
     torch.manual_seed(0)
     lanczos_approximate_spectrum(operator, ncv=options["steps"])
     return Outcome(products=operator.products)
@@ -207,8 +216,8 @@ def _pyhessian(problem: Problem) -> tuple[Any, list[int]]:
     """Its single-batch mode, which keeps the gradient graph as ours does; counts products."""
     # It creates every vector in the default type.
     torch.set_default_dtype(problem.parameters[0].dtype)
-    import pyhessian.hessian as module
-
+    # The package hides its module behind the class of the same name.
+    module = importlib.import_module("pyhessian.hessian")
     count = [0]
     original = getattr(module.hessian_vector_product, "original", module.hessian_vector_product)
 
@@ -223,16 +232,16 @@ def _pyhessian(problem: Problem) -> tuple[Any, list[int]]:
     return module.hessian(problem.model, nn.CrossEntropyLoss(), data=batch, cuda=cuda), count
 
 
-def pyhessian_product(problem: Problem) -> Callable[[Tensor], Any]:
+def pyhessian_product(problem: Problem) -> Callable[[Tensor], Tensor]:
     """Its product; it works on lists of tensors."""
-    import pyhessian.hessian as module
-
+    module = importlib.import_module("pyhessian.hessian")
     tool, _ = _pyhessian(problem)
     sizes = [p.numel() for p in tool.params]
 
-    def product(vector: Tensor) -> Any:
+    def product(vector: Tensor) -> Tensor:
         parts = [v.view_as(p) for v, p in zip(vector.split(sizes), tool.params, strict=True)]
-        return module.hessian_vector_product(tool.gradsH, tool.params, parts)
+        found = module.hessian_vector_product(tool.gradsH, tool.params, parts)
+        return torch.cat([t.reshape(-1) for t in found])
 
     return product
 
@@ -261,7 +270,8 @@ PRODUCTS: dict[str, tuple[Callable[[Problem], Callable[[Tensor], Any]], int]] = 
     "landscape, block of 8": (ours_block, 8),
     "landscape, rebuilt graph": (ours_rebuilt, 1),
     "curvlinops": (curvlinops_product, 1),
-    "curvlinops, block of 8": (curvlinops_block, 8),
+    "curvlinops, written out": (curvlinops_written, 1),
+    "curvlinops, written out, block of 8": (curvlinops_block, 8),
     "hessian-eigenthings": (eigenthings_product, 1),
     "PyHessian": (pyhessian_product, 1),
 }

@@ -6,6 +6,8 @@ are prepared once, saved, and read by all workers.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,7 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (examples, 10)."""
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
@@ -114,8 +117,38 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, _VOCABULARY)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits of the next token."""
         h = self.blocks(self.token(x) + self.place[: x.shape[1]])
         return self.head(self.norm(h)).transpose(1, 2)
+
+
+class WrittenNorm(nn.Module):
+    """GroupNorm or LayerNorm in elementary operations, with the weights of the fused module."""
+
+    def __init__(self, fused: nn.GroupNorm | nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = fused.weight, fused.bias, fused.eps
+        self.groups = fused.num_groups if isinstance(fused, nn.GroupNorm) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised input."""
+        if self.groups is None:
+            centred = x - x.mean(-1, keepdim=True)
+            scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+            return centred * scale * self.weight + self.bias
+        groups = x.reshape(len(x), self.groups, -1)
+        centred = groups - groups.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return (centred * scale).view_as(x) * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _write_out(model: nn.Module) -> None:
+    for name, child in model.named_children():
+        if isinstance(child, nn.GroupNorm | nn.LayerNorm):
+            setattr(model, name, WrittenNorm(child))
+        else:
+            _write_out(child)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +176,12 @@ class Problem:
     def n(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.parameters)
+
+    def written_out(self) -> Problem:
+        """The same function with its normalisation layers in elementary operations."""
+        model = copy.deepcopy(self.model)
+        _write_out(model)
+        return dataclasses.replace(self, model=model)
 
     def loss(self) -> Tensor:
         """The mean loss with its graph."""

@@ -77,13 +77,15 @@ def check(
 def _table(report: Any, title: str, config: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    from landscape.spectrum import EXACT_LIMIT
+
     table = Table(title=title, show_header=False, title_justify="left", box=None)
     table.add_column(style="bold")
     table.add_column()
     plan = report.plan
     product = report.product_seconds
     table.add_row("parameters", f"{report.n_parameters}")
-    table.add_row("examples", f"{report.n_examples} in {report.n_batches} micro-batches")
+    table.add_row("examples", f"{report.n_examples} in {_count(report.n_batches, 'micro-batch')}")
     table.add_row("loss", f"{report.loss:.6g}, twice the same")
     table.add_row("gradient norm", f"{report.gradient_norm:.3g}")
     table.add_row("symmetry", f"{report.asymmetry:.1e} (allowed {report.rounding:.1e})")
@@ -103,9 +105,17 @@ def _table(report: Any, title: str, config: dict[str, Any]) -> Any:
     )
     element = 8 if config["dtype"] == "float64" else 4
     table.add_row("Krylov basis", f"{_bytes(report.n_parameters * element)} per vector")
-    top10, density = 60 * product, 800 * product
-    table.add_row("expect", f"top 10 in about {_time(top10)}, density in about {_time(density)}")
+    if report.n_parameters <= EXACT_LIMIT:
+        whole = _time(report.n_parameters * product)
+        table.add_row("expect", f"the whole matrix in at most {whole}, before its eigenvalues")
+    else:
+        top10, density = _time(60 * product), _time(800 * product)
+        table.add_row("expect", f"top 10 in about {top10}, density in about {density}")
     return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "es")
 
 
 def _time(seconds: float) -> str:

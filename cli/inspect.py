@@ -78,7 +78,9 @@ def inspect(
     facts.add_row("size", f"{summary.n_bytes} bytes")
     facts.add_row("norm", f"{summary.norm:.6g}")
     facts.add_row("NaN / Inf", f"{summary.nan} / {summary.inf}")
-    for key, value in summary.metadata.items():
+    for key, value in sorted(summary.metadata.items()):
+        if key == "step":
+            continue
         facts.add_row(printable(key), printable(value))
     REPORT.table(table, facts)
 

@@ -142,7 +142,8 @@ def _measure(
     )
     file = common.out / result_name(str(path), "hessian", run.key)
     earlier = None if common.overwrite else _complete(file, run.key)
-    if earlier is not None and _satisfies(earlier, options):
+    if earlier is not None and _satisfies(earlier, run):
+        earlier = _as_asked(earlier, run)
         REPORT.say(f"{printable(file)} is complete; nothing to do (--overwrite computes it again)")
         report_result(REPORT, file, earlier, new=False)
         return file, earlier
@@ -178,12 +179,25 @@ def _complete(file: Path, key: str) -> HessianResult | None:
     return result
 
 
-def _satisfies(result: HessianResult, options: HessianOptions) -> bool:
+def _as_asked(result: HessianResult, run: HessianRun) -> HessianResult:
+    """A result that shows as many eigenvalues as are asked for: exact ones are all in the file."""
+    top, bottom = run.wanted
+    spectra = {
+        name: dataclasses.replace(spectrum, top=top, bottom=bottom) if spectrum.exact else spectrum
+        for name, spectrum in result.spectra.items()
+    }
+    return dataclasses.replace(result, spectra=spectra)
+
+
+def _satisfies(result: HessianResult, run: HessianRun) -> bool:
     """Whether a complete result has all that is asked for; a larger request continues it."""
+    options = run.options
     for name in options.operators:
         if name not in result.spectra:
             return False
-        if options.save_vectors and result.spectra[name].eigenvectors is None:
+        spectrum = result.spectra[name]
+        stored = (spectrum.top, spectrum.bottom)
+        if options.save_vectors and (spectrum.eigenvectors is None or stored != run.wanted):
             return False
         found = result.moments.get(name)
         if found is not None and 0 < found.n_probes < options.probes:

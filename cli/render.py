@@ -24,8 +24,8 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _estimate(value: Estimate) -> str:
-    if value.stderr == 0:
+def _estimate(value: Estimate, n_probes: int) -> str:
+    if n_probes == 0:
         return f"{number(value.value)} (exact)"
     if value.stderr != value.stderr:
         return f"{number(value.value)} (one probe: no error known)"
@@ -75,14 +75,17 @@ def hessian_tables(result: HessianResult, file: Path) -> list[Any]:
         how = _HOW[spectrum.method].format(spectrum.n_matvecs, len(spectrum.eigenvalues))
         summary.add_row(name, f"{how}, {printable(info.dtype)}")
         if found is not None:
-            summary.add_row(f"{name} trace", _estimate(found.trace))
-            summary.add_row(f"{name} trace of square", _estimate(found.trace_square))
-            summary.add_row(f"{name} negative mass", _estimate(found.negative_mass))
-            summary.add_row(
-                f"{name} mass near 0",
-                f"{_estimate(found.near_zero_mass)} within ±{found.resolution:.2g}, "
-                "not separable from exact zeros",
-            )
+            for label, value, remark in (
+                ("trace", found.trace, ""),
+                ("trace of square", found.trace_square, ""),
+                ("negative mass", found.negative_mass, f" below -{found.resolution:.2g}"),
+                (
+                    "mass near 0",
+                    found.near_zero_mass,
+                    f" within ±{found.resolution:.2g}, not separable from exact zeros",
+                ),
+            ):
+                summary.add_row(f"{name} {label}", _estimate(value, found.n_probes) + remark)
         tables.append(_eigenvalues(name, spectrum))
     summary.add_row(
         "cost", f"{info.n_matvecs} products, {info.wall_seconds:.2f} s on {printable(info.device)}"
@@ -101,7 +104,7 @@ def _eigenvalues(name: str, spectrum: Spectrum) -> Table:
         if place and index != rows[place - 1] + 1:
             table.add_row("...", "", "", "")
         from_end = not spectrum.exact and index >= top
-        label = f"n-{k - index}" if from_end and k - index > 1 else "n" if from_end else index + 1
+        label = index + 1 if not from_end else f"n-{k - 1 - index}" if index < k - 1 else "n"
         table.add_row(
             str(label),
             number(spectrum.eigenvalues[index]),

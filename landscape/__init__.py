@@ -13,7 +13,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from landscape.checkpoint import read_checkpoint as read_checkpoint
+    from landscape.criteria import BinaryCrossEntropy as BinaryCrossEntropy
     from landscape.criteria import Criterion as Criterion
+    from landscape.criteria import CrossEntropy as CrossEntropy
+    from landscape.criteria import SquaredError as SquaredError
     from landscape.errors import LandscapeError as LandscapeError
     from landscape.hessian import HessianOptions as HessianOptions
     from landscape.results import HessianResult as HessianResult
@@ -25,12 +28,15 @@ if TYPE_CHECKING:
     from landscape.task import resolve_task as resolve_task
 
 _HOME = {
+    "BinaryCrossEntropy": "criteria",
     "Criterion": "criteria",
+    "CrossEntropy": "criteria",
     "HessianOptions": "hessian",
     "HessianResult": "results",
     "LandscapeError": "errors",
     "Risk": "risk",
     "Settings": "runs",
+    "SquaredError": "criteria",
     "Task": "task",
     "hessian_spectrum": "runs",
     "load": "store",

@@ -21,6 +21,7 @@ from landscape.krylov import quadrature
 from landscape.operators import LinearOperator
 from landscape.results import Density, Estimate, Moments
 from landscape.rng import normal, stream
+from landscape.smoothing import smooth
 
 __all__ = [
     "assemble_density",
@@ -30,7 +31,6 @@ __all__ = [
     "log_det",
     "moments",
     "probe",
-    "smooth",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -115,18 +115,6 @@ def _density(
         n_deflated=n_deflated,
         n_matvecs=n_matvecs,
     )
-
-
-def smooth(
-    nodes: FloatArray, weights: FloatArray, grid: FloatArray, bandwidth: float
-) -> FloatArray:
-    """``sum_j weights_j N(grid; nodes_j, bandwidth^2)``, shape of grid."""
-    out = np.zeros_like(grid)
-    for start in range(0, len(nodes), 256):
-        z = (grid[None, :] - nodes[start : start + 256, None]) / bandwidth
-        out += weights[start : start + 256] @ np.exp(-0.5 * z * z)
-    out /= bandwidth * np.sqrt(2 * np.pi)
-    return out
 
 
 def _stderr(rows: FloatArray) -> FloatArray:

@@ -177,7 +177,7 @@ def load_torch(
             f"is a pickle that runs code when loaded: it names {shown(names)}",
             "Only --unsafe-pickle loads it, and only for a file that you trust with your account. "
             "Better convert it where it was made: safetensors.torch.save_file(model.state_dict(), "
-            "OUT), or once here: landscape convert --unsafe-pickle FILE OUT.safetensors",
+            "OUT)",
             "tensors and plain values only",
         )
     file.seek(0)

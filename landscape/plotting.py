@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import t as t_law
 
 from landscape.errors import UsageError
-from landscape.results import Density, HessianResult, Spectrum
+from landscape.results import Density, HessianResult
+from landscape.smoothing import smooth
 from landscape.store import load
+from landscape.text import escape_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,36 +96,49 @@ def _colours(count: int) -> list[Any]:
 
 def _label(result: HessianResult) -> str:
     step = result.info.step
-    return Path(result.info.checkpoint).stem if step is None else f"step {step}"
+    return _plain(Path(result.info.checkpoint).stem) if step is None else f"step {step}"
+
+
+def _plain(text: str) -> str:
+    """Text from a file that is no formula."""
+    return escape_name(text).replace("$", r"\$")
 
 
 def _unit(result: HessianResult) -> str:
-    return str(result.info.config.get("units", "loss units"))
+    return _plain(str(result.info.config.get("units", "loss units")))
 
 
 def _density_panel(
     axes: Axes, name: str, results: Sequence[HessianResult], colours: Sequence[Any]
 ) -> None:
     axes.set_yscale("log")
-    floor = math.inf
-    for result, colour in zip(results, colours, strict=True):
-        density = result.densities.get(name)
-        if density is None:
-            continue
+    shown = [
+        (result, result.densities[name], colour)
+        for result, colour in zip(results, colours, strict=True)
+        if name in result.densities
+    ]
+    floor, bandwidth = math.inf, 0.0
+    if len(shown) > 1:
+        # One, wider smoothing for all, so that curves over each other stay readable.
+        low = min(float(density.nodes.min()) for _, density, _ in shown)
+        high = max(float(density.nodes.max()) for _, density, _ in shown)
+        bandwidth = max(high - low, 1e-12) / 60
+    for result, density, colour in shown:
         n = result.info.n_parameters
+        curve = _Curve.of(density, bandwidth)
         # Below a small part of one eigenvalue the curve is only the Gaussian's tail.
-        least = _FLOOR / (n * density.bandwidth)
-        floor = min(floor, least)
-        shown = np.where(density.density >= least, density.density, np.nan)
-        axes.plot(density.grid, shown, color=colour, lw=1.1, label=_label(result))
-        if np.isfinite(density.stderr).all() and density.stderr.any():
-            low = np.maximum(density.density - 1.96 * density.stderr, least)
-            high = np.maximum(density.density + 1.96 * density.stderr, least)
-            axes.fill_between(density.grid, low, high, color=colour, alpha=0.2, lw=0)
-    last = results[-1]
+        least = _FLOOR / (n * curve.bandwidth)
+        floor, bandwidth = min(floor, least), curve.bandwidth
+        visible = np.where(curve.mean >= least, curve.mean, np.nan)
+        axes.plot(curve.grid, visible, color=colour, lw=1.1, label=_label(result))
+        if curve.half is not None:
+            below, above = (np.maximum(curve.mean + s * curve.half, least) for s in (-1, 1))
+            band = "95% interval over probes" if len(shown) == 1 else None
+            axes.fill_between(curve.grid, below, above, color=colour, alpha=0.25, lw=0, label=band)
     if math.isfinite(floor):
         axes.set_ylim(bottom=floor)
-    ticks = _known(last.spectra[name], last.densities.get(name))
+    last = results[-1].spectra[name]
+    ticks = last.eigenvalues[last.converged]
     axes.plot(
         ticks,
         np.full(len(ticks), 0.02),
@@ -130,11 +147,36 @@ def _density_panel(
         ms=6,
         mew=0.7,
         transform=axes.get_xaxis_transform(),
-        label="eigenvalues" if len(results) == 1 else f"eigenvalues, {_label(last)}",
+        label="eigenvalues" if len(results) == 1 else f"eigenvalues, {_label(results[-1])}",
     )
-    axes.set_xlabel(f"eigenvalue λ of the {_title(name)} [{_unit(last)} / parameter²]")
+    axes.set_xlabel(f"eigenvalue λ of the {_title(name)} [{_unit(results[-1])} / parameter²]")
     axes.set_ylabel("density of eigenvalues [1 / unit of λ]")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, title=f"smoothed by σ = {bandwidth:.2g}", title_fontsize=7)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A density curve with the half-width of its 95% interval, where that is known."""
+
+    grid: Any
+    mean: Any
+    half: Any
+    bandwidth: float
+
+    @staticmethod
+    def of(density: Density, bandwidth: float) -> _Curve:
+        """The stored curve, or one of another bandwidth from the nodes."""
+        grid, mean, stderr = density.grid, density.density, density.stderr
+        if bandwidth > density.bandwidth:
+            low, high = density.nodes.min(), density.nodes.max()
+            grid = np.linspace(low - 5 * bandwidth, high + 5 * bandwidth, 1000)
+            pairs = zip(density.nodes, density.weights, strict=True)
+            rows = np.stack([smooth(t, w, grid, bandwidth) for t, w in pairs])
+            spread = rows.std(0, ddof=1) if len(rows) > 1 else np.full(len(grid), np.nan)
+            mean, stderr = rows.mean(0), spread / math.sqrt(len(rows))
+        known = bool(np.isfinite(stderr).all()) and bool(stderr.any())
+        half = t_law.ppf(0.975, len(density.nodes) - 1) * stderr if known else None
+        return _Curve(grid, mean, half, max(bandwidth, density.bandwidth))
 
 
 def _title(name: str) -> str:
@@ -142,48 +184,48 @@ def _title(name: str) -> str:
     return titles.get(name, name)
 
 
-def _known(spectrum: Spectrum, density: Density | None) -> Any:
-    """Eigenvalues known up to their residual, where a tick can be trusted."""
-    return spectrum.eigenvalues[spectrum.converged]
-
-
 def _scree_panel(
     axes: Axes, name: str, results: Sequence[HessianResult], colours: Sequence[Any]
 ) -> None:
-    smallest = math.inf
-    negative = False
-    for result, colour in zip(results, colours, strict=True):
-        spectrum = result.spectra[name]
-        k = len(spectrum.eigenvalues) if spectrum.exact else spectrum.top
-        values, residuals = spectrum.eigenvalues[:k], spectrum.residuals[:k]
-        rank = np.arange(1, k + 1)
-        positive = values > 0
-        negative |= bool((values < 0).any())
-        style: dict[str, Any] = {"ms": 3, "lw": 0, "color": colour}
-        axes.errorbar(
-            rank[positive],
-            values[positive],
-            # A bar must not reach zero on a logarithmic axis.
-            yerr=np.minimum(residuals[positive], 0.999 * values[positive]),
-            marker="o",
-            elinewidth=0.8,
-            label=_label(result),
-            **style,
-        )
-        axes.plot(rank[~positive], -values[~positive], marker="o", mfc="none", mew=0.6, **style)
-        if positive.any():
-            smallest = min(smallest, float(values[positive].min()))
+    """Eigenvalues by magnitude with residual bars; long spectra as lines on a log-log scale."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_yscale("log")
-    most = max(len(r.spectra[name].eigenvalues) for r in results)
-    if most > 60:
+    spectra = [result.spectra[name] for result in results]
+    long = max(len(spectrum.eigenvalues) for spectrum in spectra) > 60
+    negative = False
+    for result, spectrum, colour in zip(results, spectra, colours, strict=True):
+        order = np.argsort(-np.abs(spectrum.eigenvalues), kind="stable")
+        values, residuals = spectrum.eigenvalues[order], spectrum.residuals[order]
+        rank, size = np.arange(1, len(values) + 1), np.abs(values)
+        below = values < 0
+        negative |= bool(below.any())
+        label = _label(result)
+        if long:
+            axes.plot(rank, np.where(size > 0, size, np.nan), color=colour, lw=1.2, label=label)
+            continue
+        # A bar must not reach zero on a logarithmic axis.
+        bars = np.minimum(residuals, 0.999 * size)
+        for chosen, face, text in ((~below, colour, label), (below, "none", None)):
+            style: dict[str, Any] = {"color": colour, "mfc": face, "ms": 4, "lw": 0, "marker": "o"}
+            axes.errorbar(
+                rank[chosen], size[chosen], yerr=bars[chosen], elinewidth=1, label=text, **style
+            )
+    if long:
         axes.set_xscale("log")
-        top = max(float(np.abs(r.spectra[name].eigenvalues).max(initial=0.0)) for r in results)
+        top = max(float(np.abs(spectrum.eigenvalues).max()) for spectrum in spectra)
         if top > 0:
             # Rounding noise of exact zeros would fill most of the axis.
-            axes.set_ylim(bottom=max(top * 1e-12, smallest * 0.5 if smallest < math.inf else 0))
-    axes.set_xlabel("rank of the eigenvalue")
+            axes.set_ylim(bottom=top * 1e-10)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("rank by magnitude")
     axes.set_ylabel(f"|λ| [{_unit(results[-1])} / parameter²]")
-    hint = "bars: residual; open: negative" if negative else "bars: residual"
-    axes.text(0.98, 0.97, hint, transform=axes.transAxes, ha="right", va="top", fontsize=7)
+    hints = ["both signs" if long else "open: negative"] if negative else []
+    hints += [] if long else ["bars: residual"]
+    if hints:
+        axes.text(
+            0.98, 0.97, "; ".join(hints), transform=axes.transAxes, ha="right", va="top", fontsize=7
+        )
     if len(results) > 1:
         axes.legend(fontsize=7, loc="lower left")

@@ -8,6 +8,7 @@ it fails on several common layers and losses, and reverse over forward is silent
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,18 @@ from landscape.risk import Risk, batch_tensors
 
 __all__ = ["CurvatureProduct", "HessianProduct", "MemoryPlan", "default_graph_memory"]
 
+_SMALL = 4 << 20  # Bytes of a graph below which one thread is fastest.
 _BLOCK = 16  # Vectors per vmapped block: larger ones gain nothing and cost memory.
+
+
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def default_graph_memory(device: torch.device) -> int:
@@ -162,7 +174,21 @@ class CurvatureProduct(ABC):
         parts = dict(zip(chosen, risk.space.split(vectors, chosen), strict=True))
         total = torch.zeros_like(vectors)
         n_kept = self.plan.n_kept
-        for index in range(risk.n_batches):
+        with self._threads():
+            self._add_products(total, parts, n_kept, batched=batched)
+        self.n_products += len(vectors) if batched else 1
+        return total
+
+    def _threads(self) -> contextlib.AbstractContextManager[None]:
+        """One thread where the tensors are small: starting more costs more than it gives."""
+        small = self.risk.device.type == "cpu" and self.plan.graph_bytes < _SMALL
+        return _single_thread() if small else contextlib.nullcontext()
+
+    def _add_products(
+        self, total: Tensor, parts: dict[int, Tensor], n_kept: int, *, batched: bool
+    ) -> None:
+        lead = total.shape[:-1]
+        for index in range(self.risk.n_batches):
             graph = self._kept[index] if index in self._kept else self._build_checked(index)
             keep = index < n_kept
             if keep:
@@ -175,10 +201,7 @@ class CurvatureProduct(ABC):
                 if batched:
                     raise
                 raise _no_second_derivative(error) from error
-            lead = vectors.shape[:-1]
             total += torch.cat([t.reshape(*lead, -1) for t in result], dim=-1)
-        self.n_products += len(vectors) if batched else 1
-        return total
 
     def _pull_back(
         self,

@@ -76,6 +76,8 @@ class Settings:
             raise UsageError(f"--loss {self.loss!r}: expected task, behaviour or relabelled")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError(f"--seed {self.seed}: expected a whole number of 64 bits")
         for name, value in (("examples", self.examples), ("batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: expected a positive whole number")
@@ -131,6 +133,7 @@ class HessianRun:
 
     Attributes:
         methods: ``dense``, ``gram`` or ``lanczos`` of every operator.
+        wanted: numbers of largest and smallest eigenvalues that are asked for.
         key: SHA-256 of everything that determines the estimates; not of the batch size, the
             device, the number of probes or what is saved besides.
     """
@@ -142,6 +145,7 @@ class HessianRun:
     options: HessianOptions
     argv: Sequence[str] = ()
     methods: dict[str, Route] = field(init=False)
+    wanted: tuple[int, int] = field(init=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -153,14 +157,14 @@ class HessianRun:
             name: choose_method(options.method, name, n, self._gram_rows(name, n))
             for name in options.operators
         }
-        self._top, self._bottom = options.wanted(n)
+        self._top, self._bottom = self.wanted = options.wanted(n)
         check_wanted(n, self._top, self._bottom)
         exact = any(method != "lanczos" for method in self.methods.values())
         default = "float64" if exact and self._device.type != "mps" else "float32"
         self._dtype_name = settings.dtype or default
         self._dtype = resolve_dtype(self._dtype_name, self._device)
         self._tol = default_tol(self._dtype) if options.tol is None else options.tol
-        self.key = run_key({**self.config, **self._identity()})
+        self.key = self._key()
 
     def _gram_rows(self, name: str, n: int) -> int | None:
         """Rows of the factor of a GGN, where it has one that fits into a quarter of the memory."""
@@ -203,6 +207,18 @@ class HessianRun:
             "density": options.density,
             "steps": options.steps,
         }
+
+    def _key(self) -> str:
+        parts = {**self.config, **self._identity()}
+        if all(method != "lanczos" for method in self.methods.values()):
+            # All eigenvalues are found whatever part of them is asked for.
+            for name in ("top", "bottom", "steps"):
+                del parts[name]
+        if "fisher" in self.options.operators:
+            # Labels of a Monte-Carlo Fisher matrix are drawn by micro-batch.
+            exact = self.resolved.task.resolved_criterion.fisher_is_ggn
+            parts["batch_size"] = None if exact else self.settings.batch_size
+        return run_key(parts)
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -101,8 +101,9 @@ class _Small:
 
     def _orthogonal(self) -> Tensor:
         """Column i: the unit vector, in Q's coordinates, orthogonal to all images but the i-th."""
-        columns = torch.linalg.inv(self.triangle).T
-        return columns / torch.linalg.vector_norm(columns, dim=0)
+        columns: Tensor = torch.linalg.inv(self.triangle).T.clone()
+        columns /= torch.linalg.vector_norm(columns, dim=0)
+        return columns
 
     def estimate(self) -> float:
         """Mean of the leave-one-out estimates."""

@@ -19,7 +19,7 @@ MODULES = sorted(LIBRARY.rglob("*.py"))
 
 # A module imports only from its own layer and those above it in this list.
 LAYERS = [
-    {"errors", "text", "rng", "results", "memory"},
+    {"errors", "text", "rng", "results", "memory", "smoothing"},
     {"criteria", "pickles", "tasks"},
     {"task", "data", "checkpoint", "params", "training_files"},
     {"risk", "training"},
