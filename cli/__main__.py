@@ -12,9 +12,8 @@ def main() -> None:
     # would be imported instead of the installed one. It comes last, for --task package.module.
     here = os.getcwd()
     sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
-    from landscape_cli.app import run
-
     import landscape  # noqa: F401
+    from landscape_cli.app import run
 
     sys.path.append(here)
     sys.exit(run(sys.argv[1:]))

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from landscape_cli import check, demo, hessian, inspect, plot, show, train
-from landscape_cli.reporting import REPORT
 
 from landscape import __version__
 from landscape.errors import LandscapeError, TerminatedError
+from landscape_cli import check, demo, hessian, inspect, plot, show, train
+from landscape_cli.reporting import REPORT
 
 __all__ = ["app", "run"]
 

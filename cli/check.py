@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Any
 
 import typer
+
 from landscape_cli.options import Common, examples, shared_options
 from landscape_cli.reporting import REPORT, printable
 
@@ -21,13 +22,12 @@ def check(
     functions, and prints the time of one product and the memory of the kept gradient graphs.
     Writes no file.
     """
-    from landscape_cli.measuring import prepare_task, settings_from
-
     from landscape.checkpoint import expand_checkpoints, read_checkpoint
     from landscape.checks import check_risk
     from landscape.errors import TaskError, UsageError
     from landscape.hessian import HessianOptions
     from landscape.runs import HessianRun
+    from landscape_cli.measuring import prepare_task, settings_from
 
     settings = settings_from(common)
     paths = expand_checkpoints([checkpoint])

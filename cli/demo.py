@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from landscape_cli.options import Common, examples
 from landscape_cli.reporting import REPORT, printable
 
@@ -24,13 +25,12 @@ def demo(
     Trains digits-mlp (scikit-learn's handwritten digits), computes the spectrum at several
     checkpoints, and writes result files and a figure. Under a minute on two cores.
     """
-    from landscape_cli.measuring import measure_checkpoints
-    from landscape_cli.train import training_table
-
     from landscape.hessian import HessianOptions
     from landscape.plotting import plot_results
     from landscape.store import load
     from landscape.training import train
+    from landscape_cli.measuring import measure_checkpoints
+    from landscape_cli.train import training_table
 
     runs, results = folder / "checkpoints", folder / "results"
     REPORT.say("[bold]1. training[/bold] digits-mlp on 8x8 handwritten digits")

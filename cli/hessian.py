@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from landscape_cli.options import Common, examples, shared_options
+
+from landscape_cli.options import (
+    Common,
+    LogDetOption,
+    ThresholdOption,
+    examples,
+    shared_options,
+)
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
@@ -68,6 +75,30 @@ def hessian(
             help="Random probes of the density; more of them continue the same file.",
         ),
     ] = 8,
+    error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            rich_help_panel=_WHAT,
+            help="Add probes until the trace is known to this relative error (95%), such as 0.02.",
+        ),
+    ] = None,
+    multiplicity: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|always",
+            rich_help_panel=_WHAT,
+            help="always: look for further copies of every wanted eigenvalue; auto: of zeros.",
+        ),
+    ] = "auto",
+    per_module: Annotated[
+        bool,
+        typer.Option(
+            "--per-module", rich_help_panel=_WHAT, help="The diagonal block of every layer, too."
+        ),
+    ] = False,
+    log_det: LogDetOption = None,
+    threshold: ThresholdOption = None,
     save_vectors: Annotated[
         bool,
         typer.Option("--save-vectors", rich_help_panel=_WHAT, help="Store the eigenvectors."),
@@ -83,9 +114,9 @@ def hessian(
     probes. One result file is written per checkpoint; the same command again does nothing, and an
     interrupted one continues where it was.
     """
-    from landscape_cli.measuring import measure_checkpoints
-
     from landscape.hessian import HessianOptions
+    from landscape_cli.measuring import measure_checkpoints
+    from landscape_cli.render import Sums
 
     if plot is not None:
         _check_ending(plot)
@@ -98,9 +129,13 @@ def hessian(
         density=density,
         steps=steps,
         probes=probes,
+        error=error,
+        multiplicity=multiplicity,  # type: ignore[arg-type]  # checked by HessianOptions
+        per_module=per_module,
         save_vectors=save_vectors,
     )
-    files = measure_checkpoints(checkpoints, common, options)
+    sums = Sums.of(log_det, threshold)
+    files = measure_checkpoints(checkpoints, common, options, sums)
     if plot is not None and files:
         from landscape.plotting import plot_results
 

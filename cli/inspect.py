@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated
 
 import typer
+
 from landscape_cli.options import examples
 from landscape_cli.reporting import REPORT, printable
 

@@ -9,11 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from landscape_cli.options import Common
-from landscape_cli.progress import progress_bar
-from landscape_cli.render import report_result
-from landscape_cli.reporting import REPORT, printable
 
+from landscape.budget import Budget
 from landscape.checkpoint import expand_checkpoints, read_checkpoint
 from landscape.data import DataSet, materialise
 from landscape.errors import (
@@ -24,12 +21,17 @@ from landscape.errors import (
     TerminatedError,
     UsageError,
 )
-from landscape.hessian import HessianOptions
+from landscape.hessian import HessianOptions, too_wide
 from landscape.partial import PartialFile
 from landscape.results import HessianResult
-from landscape.runs import HessianRun, Settings
+from landscape.runs import HessianRun
+from landscape.settings import Settings
 from landscape.store import load, result_name, save
 from landscape.task import ResolvedTask, parse_settings, resolve_task
+from landscape_cli.options import Common
+from landscape_cli.progress import progress_bar
+from landscape_cli.render import Sums, report_result
+from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["measure_checkpoints", "settings_from"]
 
@@ -49,6 +51,7 @@ def settings_from(common: Common) -> Settings:
         dtype=common.dtype,
         seed=common.seed,
         graph_memory=None if common.graph_memory is None else int(common.graph_memory * 2**30),
+        budget=Budget() if common.budget is None else Budget.parse(common.budget),
     )
 
 
@@ -63,7 +66,10 @@ def prepare_task(common: Common, settings: Settings) -> tuple[ResolvedTask, Data
 
 
 def measure_checkpoints(
-    patterns: Sequence[str], common: Common, options: HessianOptions
+    patterns: Sequence[str],
+    common: Common,
+    options: HessianOptions,
+    sums: Sums = Sums(),  # noqa: B008  (frozen)
 ) -> list[Path]:
     """Measure every checkpoint and return the result files.
 
@@ -79,7 +85,7 @@ def measure_checkpoints(
     unconverged: list[str] = []
     for path in paths:
         try:
-            file, result = _measure(path, common, settings, options, resolved, data)
+            file, result = _measure(path, common, settings, options, resolved, data, sums)
         except TerminatedError:
             raise
         except LandscapeError as error:
@@ -128,6 +134,7 @@ def _measure(
     options: HessianOptions,
     resolved: ResolvedTask,
     data: DataSet,
+    sums: Sums,
 ) -> tuple[Path, HessianResult]:
     checkpoint = read_checkpoint(
         path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
@@ -145,7 +152,7 @@ def _measure(
     if earlier is not None and _satisfies(earlier, run):
         earlier = _as_asked(earlier, run)
         REPORT.say(f"{printable(file)} is complete; nothing to do (--overwrite computes it again)")
-        report_result(REPORT, file, earlier, new=False)
+        report_result(REPORT, file, earlier, new=False, sums=sums)
         return file, earlier
     units = PartialFile(file, run.key, interval=common.flush_seconds)
     if common.overwrite:
@@ -162,8 +169,11 @@ def _measure(
         units.flush()
         raise
     save(file, result)
-    units.remove()
-    report_result(REPORT, file, result)
+    if result.info.status == "complete":
+        units.remove()
+    else:
+        units.flush()
+    report_result(REPORT, file, result, sums=sums)
     return file, result
 
 
@@ -192,6 +202,8 @@ def _as_asked(result: HessianResult, run: HessianRun) -> HessianResult:
 def _satisfies(result: HessianResult, run: HessianRun) -> bool:
     """Whether a complete result has all that is asked for; a larger request continues it."""
     options = run.options
+    if result.info.status != "complete":
+        return False
     for name in options.operators:
         if name not in result.spectra:
             return False
@@ -201,6 +213,8 @@ def _satisfies(result: HessianResult, run: HessianRun) -> bool:
             return False
         found = result.moments.get(name)
         if found is not None and 0 < found.n_probes < options.probes:
+            return False
+        if found is not None and options.error is not None and too_wide(found, options.error):
             return False
     return True
 
@@ -219,10 +233,10 @@ def _extended(options: HessianOptions, earlier: HessianResult) -> HessianOptions
 def _reuse_probes(result: HessianResult, units: PartialFile) -> None:
     """Take the probes of a complete result as finished units."""
     for name, density in result.densities.items():
-        d, n = density.n_deflated, result.info.n_parameters
+        d, unit = density.n_deflated, name.replace("/", "|")
         if result.spectra[name].exact:
             continue
         for index, (nodes, weights) in enumerate(zip(density.nodes, density.weights, strict=True)):
             kept = np.flatnonzero(weights[d:] > 0) + d
-            bulk = weights[kept] * n / (n - d)
-            units.put(f"probe-{name}-{index}", {"nodes": nodes[kept], "weights": bulk})
+            bulk = weights[kept] / weights[kept].sum()
+            units.put(f"probe-{unit}-{index}", {"nodes": nodes[kept], "weights": bulk})

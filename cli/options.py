@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from landscape_cli.reporting import REPORT
 
 from landscape.errors import UsageError
+from landscape_cli.reporting import REPORT
 
-__all__ = ["Common", "SetOption", "complete_builtin", "examples", "shared_options"]
+__all__ = [
+    "Common",
+    "LogDetOption",
+    "SetOption",
+    "ThresholdOption",
+    "complete_builtin",
+    "examples",
+    "shared_options",
+]
 
 _DATA = "Task and data"
 _RUN = "Computation"
@@ -113,6 +121,20 @@ SetOption = Annotated[
 ]
 
 
+LogDetOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--log-det", metavar="S", help="Show log det(I + S A) in nats, with its error (repeatable)."
+    ),
+]
+ThresholdOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--threshold", metavar="T", help="Show the number of eigenvalues above T (repeatable)."
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """The shared options, as the command line gives them."""
@@ -177,6 +199,15 @@ class Common:
     seed: Annotated[
         int, typer.Option(metavar="N", rich_help_panel=_RUN, help="Seed of every random stream.")
     ] = 0
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS|Nmv",
+            rich_help_panel=_RUN,
+            help="Stop after so many seconds (60) or matrix-vector products (2000mv) and report; "
+            "a larger budget continues. Exact paths are not cut short.",
+        ),
+    ] = None
     weights_key: Annotated[
         str | None,
         typer.Option(

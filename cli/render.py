@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from landscape_cli.reporting import Report, printable
 from rich.table import Table
 
-from landscape.results import Estimate, HessianResult, Spectrum
+from landscape.errors import UsageError
+from landscape.results import MODULES, Estimate, HessianResult, Spectrum, block_size
+from landscape.sums import count_above, log_det
+from landscape_cli.reporting import Report, printable
 
-__all__ = ["hessian_tables", "hessian_values", "report_result"]
+__all__ = ["Sums", "hessian_tables", "hessian_values", "report_result"]
 
 _HOW = {
     "dense": "exact: explicit matrix, all {1} eigenvalues",
@@ -34,7 +39,54 @@ def _estimate(value: Estimate, n_probes: int) -> str:
     )
 
 
-def report_result(report: Report, file: Path, result: HessianResult, *, new: bool = True) -> None:
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the spectrum that are derived from a stored density when it is shown.
+
+    Attributes:
+        scales: s of ``log det(I + s A)``.
+        thresholds: count the eigenvalues above each.
+    """
+
+    scales: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+    @staticmethod
+    def of(log_det: list[float] | None, threshold: list[float] | None) -> Sums:
+        """From the options ``--log-det`` and ``--threshold``.
+
+        Raises:
+            UsageError: a scale that is not positive, or a number that is not finite.
+        """
+        for scale in log_det or []:
+            if not 0 < scale < math.inf:
+                raise UsageError(f"--log-det {scale}: expected a positive number")
+        for value in threshold or []:
+            if not math.isfinite(value):
+                raise UsageError(f"--threshold {value}: expected a number")
+        return Sums(tuple(log_det or ()), tuple(threshold or ()))
+
+    def evaluate(self, result: HessianResult, name: str) -> dict[str, Estimate]:
+        """The sums for one operator, by their labels."""
+        density = result.densities.get(name)
+        if density is None:
+            return {}
+        # Every weight of a probe belongs to one of n eigenvalues; blocks have their own n.
+        n = block_size(result, name)
+        found = {f"log det(I + {s:g} A)": log_det(density, n=n, scale=s) for s in self.scales}
+        for t in self.thresholds:
+            found[f"eigenvalues above {t:g}"] = count_above(density, n=n, threshold=t)
+        return found
+
+
+def report_result(
+    report: Report,
+    file: Path,
+    result: HessianResult,
+    *,
+    new: bool = True,
+    sums: Sums = Sums(),
+) -> None:
     """Hand a result to the report: its warnings, its JSON entry and its tables."""
     info = result.info
     for warning in info.warnings:
@@ -47,14 +99,14 @@ def report_result(report: Report, file: Path, result: HessianResult, *, new: boo
             "status": info.status,
             "new": new,
             "config": dict(info.config),
-            "values": hessian_values(result),
+            "values": hessian_values(result, sums),
             "warnings": list(info.warnings),
         }
     )
-    report.table(*hessian_tables(result, file))
+    report.table(*hessian_tables(result, file, sums))
 
 
-def hessian_tables(result: HessianResult, file: Path) -> list[Any]:
+def hessian_tables(result: HessianResult, file: Path, sums: Sums) -> list[Any]:
     """One summary and, for every operator, its eigenvalues."""
     info = result.info
     unit = printable(info.config.get("units", "loss units"))
@@ -69,28 +121,52 @@ def hessian_tables(result: HessianResult, file: Path) -> list[Any]:
         "loss", f"{number(info.loss)} {unit}, gradient norm {number(info.gradient_norm)}"
     )
     tables: list[Any] = [summary]
+    modules = [name for name in result.spectra if MODULES in name]
     for name, spectrum in result.spectra.items():
+        if name in modules:
+            continue
         found = result.moments.get(name)
-        name = printable(name)
+        shown = printable(name)
         how = _HOW[spectrum.method].format(spectrum.n_matvecs, len(spectrum.eigenvalues))
-        summary.add_row(name, f"{how}, {printable(info.dtype)}")
+        summary.add_row(shown, f"{how}, {printable(info.dtype)}")
         if found is not None:
+            below, near = f" below -{found.resolution:.2g}", f" within ±{found.resolution:.2g}"
             for label, value, remark in (
                 ("trace", found.trace, ""),
                 ("trace of square", found.trace_square, ""),
-                ("negative mass", found.negative_mass, f" below -{found.resolution:.2g}"),
-                (
-                    "mass near 0",
-                    found.near_zero_mass,
-                    f" within ±{found.resolution:.2g}, not separable from exact zeros",
-                ),
+                ("negative mass", found.negative_mass, below),
+                ("mass near 0", found.near_zero_mass, near + ", not separable from exact zeros"),
+                *((label, value, "") for label, value in sums.evaluate(result, name).items()),
             ):
-                summary.add_row(f"{name} {label}", _estimate(value, found.n_probes) + remark)
-        tables.append(_eigenvalues(name, spectrum))
+                summary.add_row(f"{shown} {label}", _estimate(value, found.n_probes) + remark)
+        tables.append(_eigenvalues(shown, spectrum))
+    if modules:
+        tables.append(_blocks(result, modules))
     summary.add_row(
         "cost", f"{info.n_matvecs} products, {info.wall_seconds:.2f} s on {printable(info.device)}"
     )
     return tables
+
+
+def _blocks(result: HessianResult, names: list[str]) -> Table:
+    """One row per module: its diagonal block's size, extreme eigenvalues and trace."""
+    table = Table(title="Diagonal blocks of modules", title_justify="left")
+    table.add_column("operator / module")
+    for column in ("parameters", "largest", "smallest", "trace", ""):
+        table.add_column(column, justify="right")
+    for name in names:
+        spectrum, found = result.spectra[name], result.moments.get(name)
+        values = spectrum.eigenvalues
+        ends = spectrum.exact or spectrum.bottom > 0
+        table.add_row(
+            printable(name.replace(MODULES, " / ")),
+            "" if found is None else str(block_size(result, name)),
+            number(values[0]) if len(values) else "",
+            number(values[-1]) if len(values) and ends else "",
+            "" if found is None else f"{number(found.trace.value)} ± {found.trace.stderr:.1g}",
+            "" if spectrum.converged.all() else "[yellow]not converged[/yellow]",
+        )
+    return table
 
 
 def _eigenvalues(name: str, spectrum: Spectrum) -> Table:
@@ -114,7 +190,7 @@ def _eigenvalues(name: str, spectrum: Spectrum) -> Table:
     return table
 
 
-def hessian_values(result: HessianResult) -> dict[str, Any]:
+def hessian_values(result: HessianResult, sums: Sums) -> dict[str, Any]:
     """The numbers of a result, for JSON."""
     info = result.info
     values: dict[str, Any] = {
@@ -143,5 +219,9 @@ def hessian_values(result: HessianResult) -> dict[str, Any]:
                     "upper": estimate.upper,
                 }
             entry["resolution"] = found.resolution
+            entry["sums"] = {
+                label: dataclasses.asdict(value)
+                for label, value in sums.evaluate(result, name).items()
+            }
         values[name] = entry
     return values

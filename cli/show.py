@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from landscape_cli.options import examples
+
+from landscape_cli.options import LogDetOption, ThresholdOption, examples
 from landscape_cli.reporting import REPORT
 
 __all__ = ["register"]
@@ -12,17 +13,19 @@ __all__ = ["register"]
 
 def show(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files (.h5).")],
+    log_det: LogDetOption = None,
+    threshold: ThresholdOption = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """A table of what each result file holds: eigenvalues with residuals, trace, cost."""
-    from landscape_cli.render import report_result
-
     from landscape.store import load
+    from landscape_cli.render import Sums, report_result
 
+    sums = Sums.of(log_det, threshold)
     for path in results:
-        report_result(REPORT, path, load(path))
+        report_result(REPORT, path, load(path), sums=sums)
 
 
 def register(app: typer.Typer) -> None:
@@ -32,5 +35,6 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "landscape show results/step_001000.hessian.1a2b3c4d.h5",
             "landscape show results/*.h5 --json",
+            "landscape show results/*.h5 --log-det 100 --threshold 0.1",
         ),
     )(show)

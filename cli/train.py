@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from landscape_cli.options import SetOption, complete_builtin, examples
 from landscape_cli.reporting import REPORT, printable
 

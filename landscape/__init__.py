@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from landscape.hessian import HessianOptions as HessianOptions
     from landscape.results import HessianResult as HessianResult
     from landscape.risk import Risk as Risk
-    from landscape.runs import Settings as Settings
     from landscape.runs import hessian_spectrum as hessian_spectrum
+    from landscape.settings import Settings as Settings
     from landscape.store import load as load
     from landscape.task import Task as Task
     from landscape.task import resolve_task as resolve_task
@@ -35,7 +35,7 @@ _HOME = {
     "HessianResult": "results",
     "LandscapeError": "errors",
     "Risk": "risk",
-    "Settings": "runs",
+    "Settings": "settings",
     "SquaredError": "criteria",
     "Task": "task",
     "hessian_spectrum": "runs",

@@ -68,6 +68,7 @@ def extreme_eigenpairs(
     multiplicity: Literal["auto", "always"] = "auto",
     max_basis: int | None = None,
     max_matvecs: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
     state: Mapping[str, Any] | None = None,
     on_step: Callable[[int, Callable[[], dict[str, Any]]], None] | None = None,
 ) -> RitzPairs:
@@ -87,6 +88,7 @@ def extreme_eigenpairs(
         multiplicity: ``always`` looks for further copies of every wanted eigenvalue.
         max_basis: basis vectors held in memory (default: :func:`default_basis_size`).
         max_matvecs: stop after so many products, converged or not (default 5000 + 100 per pair).
+        stop: asked after every step; where it says so, the run ends as with ``max_matvecs``.
         state: a snapshot to continue from.
         on_step: called before every step with the products so far and a function that takes a
             snapshot: everything that a resumed run needs.
@@ -131,7 +133,7 @@ def extreme_eigenpairs(
         count["n_matvecs"] += 1
         # Rounding can leave fresh residuals above the estimates: aim lower in every round.
         goal = tol * 0.5 * 0.1 ** count["round"]
-        exhausted = count["n_matvecs"] >= limit and lanczos.size >= wanted
+        exhausted = (count["n_matvecs"] >= limit or stop()) and lanczos.size >= wanted
         beyond = count["n_fresh"] > 0
         if not (exhausted or _settled(lanczos, top, bottom, goal, beyond=beyond)):
             continue

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.density import assemble_density, exact_density, moments, probe
+from landscape.density import assemble_density, exact_density, probe
 from landscape.errors import UsageError
 from landscape.gram import GRAM_LIMIT
 from landscape.operators import OPERATORS, LinearOperator
-from landscape.results import Density, Moments, Spectrum
+from landscape.results import MODULES, Density, FloatArray, Moments, Spectrum
 from landscape.spectrum import EXACT_LIMIT, dense_spectrum, gram_spectrum, lanczos_spectrum
+from landscape.sums import moments
 
-__all__ = ["HessianOptions", "Units", "choose_method", "measure_operator"]
+__all__ = ["HessianOptions", "Units", "choose_method", "measure_operator", "too_wide"]
 
 Method = Literal["auto", "exact", "lanczos"]
 Path = Literal["dense", "gram", "lanczos"]
@@ -37,6 +38,11 @@ class HessianOptions:
         density: whether to estimate the spectral density and the moments.
         steps: Lanczos steps per probe.
         probes: probes; each costs ``steps`` products.
+        error: add probes until the half-width of the trace's 95% interval is at most this part of
+            the trace.
+        multiplicity: ``always`` looks for further copies of every wanted eigenvalue, ``auto``
+            where zeros are among them.
+        per_module: measure the diagonal block of every module with parameters, too.
         save_vectors: keep the eigenvectors.
     """
 
@@ -48,6 +54,9 @@ class HessianOptions:
     density: bool = True
     steps: int = 100
     probes: int = 8
+    error: float | None = None
+    multiplicity: Literal["auto", "always"] = "auto"
+    per_module: bool = False
     save_vectors: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +73,10 @@ class HessianOptions:
         ):
             if value < least:
                 raise UsageError(f"--{name} {value}: expected a whole number of at least {least}")
+        if self.multiplicity not in ("auto", "always"):
+            raise UsageError(f"--multiplicity {self.multiplicity!r}: expected auto or always")
+        if self.error is not None and not 0 < self.error < 1:
+            raise UsageError(f"--error {self.error}: expected a number between 0 and 1")
         if self.tol is not None and not 0 < self.tol < 1:
             raise UsageError(f"--tol {self.tol}: expected a number between 0 and 1")
 
@@ -71,6 +84,11 @@ class HessianOptions:
         """Numbers of largest and smallest eigenvalues for a matrix of size n."""
         top = min(10, max(n - self.bottom, 0)) if self.top is None else self.top
         return top, self.bottom
+
+    def fitting(self, n: int) -> tuple[int, int]:
+        """The same, or all of a diagonal block that has fewer."""
+        top, bottom = self.wanted(n)
+        return min(top, n), min(bottom, n - min(top, n))
 
 
 class Units(Protocol):
@@ -90,6 +108,8 @@ class Units(Protocol):
     def due(self) -> bool:
         """Whether unfinished state should be stored now."""
 
+
+_MOST_PROBES = 10_000
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a phase, the products done in it, and their expected number where known."""
@@ -133,6 +153,7 @@ def measure_operator(
     units: Units,
     path: Path | None = None,
     factor: Callable[..., Tensor] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda phase, done, total: None,
 ) -> tuple[Spectrum, Density | None, Moments | None]:
     """Spectrum of one operator and, where asked for, its density and moments.
@@ -148,11 +169,12 @@ def measure_operator(
         units: where finished units are kept.
         path: ``dense``, ``gram`` or ``lanczos``; from the options and the size where None.
         factor: builds the factor of the Gram path, as :func:`landscape.gram.factor` does.
+        stop: whether the budget is spent; asked between steps and probes of the ``lanczos`` path.
         progress: called with a phase, the products done in it and their number where known.
     """
     if path is None:
         path = choose_method(options.method, name, operator.n, None)
-    job = _Job(operator, name, options, seed, units, progress)
+    job = _Job(operator, name, options, seed, units, stop, progress)
     if path == "dense":
         return job.dense()
     if path == "gram" and factor is not None:
@@ -175,16 +197,20 @@ class _Job:
         options: HessianOptions,
         seed: int,
         units: Units,
+        stop: Callable[[], bool],
         progress: Progress,
     ) -> None:
+        self.stop = stop
+        self.unit = name.replace("/", "|")  # Names of stored units are flat.
         self.operator, self.name, self.options = operator, name, options
         self.seed, self.units, self.progress = seed, units, progress
         self.tol = default_tol(operator.dtype) if options.tol is None else options.tol
-        self.top, self.bottom = options.wanted(operator.n)
+        block = MODULES in name
+        self.top, self.bottom = (options.fitting if block else options.wanted)(operator.n)
 
     def dense(self) -> tuple[Spectrum, Density | None, Moments | None]:
         """Every eigenvalue of the explicit matrix."""
-        unit, n = f"matrix-{self.name}", self.operator.n
+        unit, n = f"matrix-{self.unit}", self.operator.n
 
         def on_rows(matrix: Tensor, done: int) -> None:
             self.progress(f"{self.name}: matrix", done, n)
@@ -208,7 +234,7 @@ class _Job:
         self, factor: Callable[..., Tensor]
     ) -> tuple[Spectrum, Density | None, Moments | None]:
         """Every eigenvalue from the Gram matrix of the factor."""
-        unit = f"factor-{self.name}"
+        unit = f"factor-{self.unit}"
 
         def on_rows(rows: Tensor) -> None:
             self.progress(f"{self.name}: factor", len(rows), None)
@@ -253,7 +279,7 @@ class _Job:
         return spectrum, density, None if density is None else self._moments(density)
 
     def _eigenpairs(self) -> tuple[Spectrum, Tensor]:
-        unit, state_unit = f"pairs-{self.name}", f"lanczos-{self.name}"
+        unit, state_unit = f"pairs-{self.unit}", f"lanczos-{self.unit}"
         stored = self.units.get(unit)
         if stored is not None:
             vectors = torch.from_numpy(stored["vectors"]).to(self.operator.like)
@@ -261,7 +287,7 @@ class _Job:
 
         def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
             self.progress(f"{self.name}: eigenvalues", done, None)
-            if self.units.due():
+            if self.units.due() or self.stop():
                 self.units.put(state_unit, snapshot())
 
         spectrum, vectors = lanczos_spectrum(
@@ -271,9 +297,13 @@ class _Job:
             bottom=self.bottom,
             tol=self.tol,
             seed=self.seed,
+            multiplicity=self.options.multiplicity,
+            stop=self.stop,
             state=self.units.get(state_unit),
             on_step=on_step,
         )
+        if self.stop() and not spectrum.converged.all():
+            return spectrum, vectors  # Not finished: a larger budget continues from the state.
         self.units.drop(state_unit)
         scalars = ("orthogonality", "n_restarts", "n_matvecs")
         arrays = ("eigenvalues", "residuals", "converged")
@@ -300,39 +330,60 @@ class _Job:
             n_matvecs=int(unit["n_matvecs"]),
         )
 
-    def _density(self, spectrum: Spectrum, vectors: Tensor) -> Density:
+    def _density(self, spectrum: Spectrum, vectors: Tensor) -> Density | None:
         operator, options = self.operator, self.options
         kept = spectrum.converged
         deflate = vectors[torch.as_tensor(kept, device=vectors.device)]
         steps = min(options.steps, operator.n - len(deflate))
-        done, n_matvecs = 0, 0
-        probes = []
+        done = 0
+        probes: list[tuple[FloatArray, FloatArray]] = []
 
         def on_step() -> None:
             nonlocal done
             done += 1
-            self.progress(f"{self.name}: density", done, options.probes * steps)
+            self.progress(f"{self.name}: density", done, max(options.probes * steps, done))
 
-        for index in range(options.probes if steps > 0 else 0):
-            unit = f"probe-{self.name}-{index}"
+        def assembled() -> Density:
+            return assemble_density(
+                self.name,
+                probes,
+                n=operator.n,
+                deflated=spectrum.eigenvalues[kept],
+                n_matvecs=sum(len(nodes) for nodes, _ in probes),
+            )
+
+        while steps > 0 and len(probes) < _MOST_PROBES:
+            if len(probes) >= options.probes and not self._too_wide(assembled()):
+                break
+            unit = f"probe-{self.unit}-{len(probes)}"
             stored = self.units.get(unit)
             if stored is None:
+                if self.stop():
+                    break
                 nodes, weights = probe(
-                    operator, index, steps=steps, seed=self.seed, deflate=deflate, on_step=on_step
+                    operator,
+                    len(probes),
+                    steps=steps,
+                    seed=self.seed,
+                    deflate=deflate,
+                    on_step=on_step,
                 )
                 stored = {"nodes": nodes, "weights": weights}
                 self.units.put(unit, stored)
             else:
                 done += len(stored["nodes"])
             probes.append((stored["nodes"], stored["weights"]))
-            n_matvecs += len(stored["nodes"])
-        return assemble_density(
-            self.name,
-            probes,
-            n=operator.n,
-            deflated=spectrum.eigenvalues[kept],
-            n_matvecs=n_matvecs,
-        )
+        return assembled() if probes or steps == 0 else None
+
+    def _too_wide(self, density: Density) -> bool:
+        error = self.options.error
+        return error is not None and too_wide(self._moments(density), error)
+
+
+def too_wide(found: Moments, error: float) -> bool:
+    """Whether the half-width of the trace's 95% interval exceeds this part of the trace."""
+    trace = found.trace
+    return not (trace.upper - trace.lower) / 2 <= error * abs(trace.value)
 
 
 def _with_vectors(spectrum: Spectrum, vectors: Tensor) -> Spectrum:

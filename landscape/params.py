@@ -79,6 +79,13 @@ class ParameterSpace:
             part.reshape(*lead, *self.shapes[i]) for part, i in zip(parts, chosen, strict=True)
         )
 
+    def modules(self) -> dict[str, list[int]]:
+        """Indices of the parameters of every module that has any, by the module's name."""
+        found: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            found.setdefault(name.rpartition(".")[0] or name, []).append(index)
+        return found
+
     def assign(self, vector: Tensor) -> None:
         """Write a flat vector into the model's parameters (in place)."""
         with torch.no_grad():

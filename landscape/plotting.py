@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import t as t_law
 
 from landscape.errors import UsageError
-from landscape.results import Density, HessianResult
+from landscape.results import MODULES, Density, HessianResult
 from landscape.smoothing import smooth
 from landscape.store import load
 from landscape.text import escape_name
@@ -73,7 +73,8 @@ def hessian_figure(results: Sequence[HessianResult]) -> Figure:
     """Density (left, where known) and largest eigenvalues (right); one row per operator."""
     from matplotlib.figure import Figure
 
-    operators = list(dict.fromkeys(name for r in results for name in r.spectra))
+    names = dict.fromkeys(name for r in results for name in r.spectra)
+    operators = [name for name in names if MODULES not in name]
     dense = any(result.densities for result in results)
     figure = Figure(figsize=(7.2 if dense else 4.2, 3.0 * len(operators)), layout="constrained")
     grid: Any = figure.subplots(len(operators), 2 if dense else 1, squeeze=False)

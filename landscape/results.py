@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Density", "Estimate", "HessianResult", "Moments", "RunInfo", "Spectrum"]
+__all__ = ["Density", "Estimate", "HessianResult", "Moments", "RunInfo", "Spectrum", "block_size"]
 
 FloatArray = NDArray[np.float64]
+
+MODULES = "/modules/"
+"""``hessian/modules/layers.0`` names the diagonal block of a module's parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,7 @@ class Moments:
         negative_mass: fraction of the n eigenvalues below ``-resolution``.
         near_zero_mass: fraction within the resolution of zero: not separable from exact zeros.
         resolution: half-width of the interval about zero that the run cannot resolve.
+        n: size of the operator.
         n_probes: probes behind the estimates; 0 where they are exact.
     """
 
@@ -118,6 +122,7 @@ class Moments:
     negative_mass: Estimate
     near_zero_mass: Estimate
     resolution: float
+    n: int
     n_probes: int
 
 
@@ -165,6 +170,8 @@ class RunInfo:
 class HessianResult:
     """Result of ``landscape hessian``: by operator, its spectrum, density and moments.
 
+    Diagonal blocks of modules stand under ``<operator>/modules/<name>``.
+
     Attributes:
         indices: the examples that were used, where a subset was asked for.
     """
@@ -174,3 +181,8 @@ class HessianResult:
     densities: Mapping[str, Density] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
     indices: NDArray[np.int64] | None = None
+
+
+def block_size(result: HessianResult, name: str) -> int:
+    """Number of rows of an operator, or of a module's diagonal block."""
+    return result.moments[name].n if name in result.moments else result.info.n_parameters

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,8 @@ from typing import Any
 
 import torch
 
-from landscape import __version__
 from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
 from landscape.data import DataSet, materialise, micro_batches
-from landscape.errors import UsageError
 from landscape.gram import factor, factor_width
 from landscape.hessian import (
     HessianOptions,
@@ -28,96 +25,29 @@ from landscape.hessian import (
     choose_method,
     default_tol,
     measure_operator,
+    too_wide,
 )
 from landscape.hessian import (
     Path as Route,
 )
 from landscape.memory import total_memory
-from landscape.operators import curvature
+from landscape.operators import LinearOperator, curvature
 from landscape.params import ParameterSpace
 from landscape.partial import MemoryUnits
-from landscape.results import HessianResult, RunInfo
-from landscape.risk import LossKind, Risk
+from landscape.results import MODULES, HessianResult, Moments, RunInfo, Spectrum
+from landscape.risk import Risk
+from landscape.settings import (
+    Settings,
+    device_name,
+    resolve_device,
+    resolve_dtype,
+    versions,
+)
 from landscape.spectrum import check_wanted
 from landscape.store import SCHEMA, run_key
 from landscape.task import ResolvedTask, Task, resolve_task
 
-__all__ = ["HessianRun", "Settings", "hessian_spectrum", "resolve_device", "resolve_dtype"]
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all measurements share.
-
-    Attributes:
-        loss: ``task``, ``behaviour`` or ``relabelled``.
-        params: globs that select parameters; all trainable ones where empty.
-        examples: size of a seeded random subset of the data; everything where None.
-        batch_size: largest micro-batch in examples; changes results only by rounding.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        dtype: ``float32``, ``float64``, ``bfloat16``, or None for the command's default.
-        seed: seed of every random stream.
-        graph_memory: bytes for kept gradient graphs; a share of the free memory where None.
-    """
-
-    loss: LossKind = "task"
-    params: tuple[str, ...] = ()
-    examples: int | None = None
-    batch_size: int | None = None
-    device: str = "auto"
-    dtype: str | None = None
-    seed: int = 0
-    graph_memory: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.loss not in ("task", "behaviour", "relabelled"):
-            raise UsageError(f"--loss {self.loss!r}: expected task, behaviour or relabelled")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UsageError(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise UsageError(f"--seed {self.seed}: expected a whole number of 64 bits")
-        for name, value in (("examples", self.examples), ("batch-size", self.batch_size)):
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} {value}: expected a positive whole number")
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is cuda where there is one, else cpu.
-
-    Raises:
-        UsageError: an unknown name or a device that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(
-            f"--device {name!r} is unknown; expected auto, cpu, cuda, cuda:1 or mps"
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA devices. Use "
-            "--device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: this machine has no MPS device. Use --device cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"--device {name!r} is not supported; expected cpu, cuda, cuda:1 or mps")
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of that name.
-
-    Raises:
-        UsageError: float64 on mps, which has none.
-    """
-    if device.type == "mps" and name == "float64":
-        raise UsageError("float64 does not exist on mps. Use --dtype float32 or --device cpu")
-    return DTYPES[name]
+__all__ = ["HessianRun", "hessian_spectrum"]
 
 
 @dataclass(kw_only=True)
@@ -206,13 +136,15 @@ class HessianRun:
             "tol": self._tol,
             "density": options.density,
             "steps": options.steps,
+            "multiplicity": options.multiplicity,
+            "per_module": options.per_module,
         }
 
     def _key(self) -> str:
         parts = {**self.config, **self._identity()}
         if all(method != "lanczos" for method in self.methods.values()):
             # All eigenvalues are found whatever part of them is asked for.
-            for name in ("top", "bottom", "steps"):
+            for name in ("top", "bottom", "steps", "multiplicity"):
                 del parts[name]
         if "fisher" in self.options.operators:
             # Labels of a Monte-Carlo Fisher matrix are drawn by micro-batch.
@@ -290,21 +222,37 @@ class HessianRun:
             units.seconds = earlier + time.monotonic() - clock
             progress(phase, done, total)
 
+        meter = settings.budget.meter()
+        operators: list[LinearOperator] = []
+
+        def stop() -> bool:
+            return meter.spent(sum(operator.n_matvecs for operator in operators))
+
         for name in self.options.operators:
-            operator = curvature(name, risk, graph_memory=settings.graph_memory, seed=settings.seed)
-            spectra[name], density, found = measure_operator(
-                operator,
-                name,
-                self.options,
-                seed=settings.seed,
-                units=units,
-                path=self.methods[name],
-                factor=functools.partial(factor, risk),
-                progress=tick,
-            )
-            operator.release()
-            if density is not None and found is not None:
-                densities[name], moments[name] = density, found
+            whole = curvature(name, risk, graph_memory=settings.graph_memory, seed=settings.seed)
+            parts = [(name, whole, self.methods[name])]
+            if self.options.per_module:
+                for module, positions in risk.space.modules().items():
+                    block = whole.block(positions)
+                    route = choose_method(self.options.method, name, block.n, None)
+                    parts.append((f"{name}{MODULES}{module}", block, route))
+            for label, operator, route in parts:
+                operators.append(operator)
+                spectra[label], density, found = measure_operator(
+                    operator,
+                    label,
+                    self.options,
+                    seed=settings.seed,
+                    units=units,
+                    path=route,
+                    factor=functools.partial(factor, risk),
+                    stop=stop,
+                    progress=tick,
+                )
+                if density is not None and found is not None:
+                    densities[label], moments[label] = density, found
+            whole.release()
+        cut = stop() and not self._is_whole(spectra, moments)
         info = RunInfo(
             schema=SCHEMA,
             command="hessian",
@@ -324,7 +272,7 @@ class HessianRun:
             n_examples=self.data.n_examples,
             loss=loss,
             gradient_norm=gradient_norm,
-            status="complete",
+            status="budget" if cut else "complete",
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             wall_seconds=earlier + time.monotonic() - clock,
@@ -332,7 +280,7 @@ class HessianRun:
             + sum(d.n_matvecs for d in densities.values()),
             n_forward=int(risk.n_forward),
             n_gradient=int(risk.n_gradient),
-            warnings=tuple(self._warnings(spectra, gradient_norm)),
+            warnings=tuple(self._warnings(spectra, cut=cut)),
         )
         return HessianResult(
             info=info,
@@ -342,11 +290,31 @@ class HessianRun:
             indices=None if self.data.indices is None else self.data.indices.numpy(),
         )
 
-    def _warnings(self, spectra: Mapping[str, Any], gradient_norm: float) -> list[str]:
+    def _is_whole(self, spectra: Mapping[str, Spectrum], moments: Mapping[str, Moments]) -> bool:
+        """Whether nothing that was asked for is missing."""
+        options = self.options
+        for name, spectrum in spectra.items():
+            if spectrum.exact:
+                continue
+            found = moments.get(name)
+            if not spectrum.converged.all():
+                return False
+            if options.density and (found is None or found.n_probes < options.probes):
+                return False
+            if found is not None and options.error is not None and too_wide(found, options.error):
+                return False
+        return True
+
+    def _warnings(self, spectra: Mapping[str, Spectrum], *, cut: bool) -> list[str]:
         found = []
+        if cut:
+            found.append(
+                "the budget was spent before everything was measured; the same command with a "
+                "larger --budget continues"
+            )
         for name, spectrum in spectra.items():
             missed = int((~spectrum.converged).sum())
-            if missed:
+            if missed and not cut:
                 worst = float(spectrum.residuals.max())
                 found.append(
                     f"{name}: {missed} of {len(spectrum.converged)} eigenvalues are not converged "
@@ -355,29 +323,6 @@ class HessianRun:
         if self.checkpoint is not None and self.checkpoint.unsafe_pickle:
             found.append("the checkpoint was loaded with --unsafe-pickle")
         return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    import h5py
-    import numpy as np
-    import scipy
-
-    return {
-        "landscape": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "h5py": h5py.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """The device with its hardware's name where torch knows it."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return str(device)
 
 
 def hessian_spectrum(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -164,7 +164,8 @@ def lanczos_spectrum(
     bottom: int,
     tol: float,
     seed: int,
-    max_matvecs: int | None = None,
+    multiplicity: Literal["auto", "always"] = "auto",
+    stop: Callable[[], bool] = lambda: False,
     state: Mapping[str, Any] | None = None,
     on_step: Callable[[int, Callable[[], dict[str, Any]]], None] | None = None,
 ) -> tuple[Spectrum, Tensor]:
@@ -182,7 +183,8 @@ def lanczos_spectrum(
         bottom=bottom,
         tol=tol,
         seed=seed,
-        max_matvecs=max_matvecs,
+        multiplicity=multiplicity,
+        stop=stop,
         state=state,
         on_step=on_step,
     )

@@ -23,7 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscape.errors import LandscapeError, ResultFileError
-from landscape.results import Density, Estimate, HessianResult, Moments, RunInfo, Spectrum
+from landscape.results import (
+    MODULES,
+    Density,
+    Estimate,
+    HessianResult,
+    Moments,
+    RunInfo,
+    Spectrum,
+)
 
 __all__ = ["SCHEMA", "atomic_h5", "load", "open_untrusted", "result_name", "run_key", "save"]
 
@@ -161,25 +169,32 @@ def save(path: Path, result: HessianResult) -> None:
     with atomic_h5(path) as file:
         _write_attributes(file, _scalars(result.info))
         for name, spectrum in result.spectra.items():
-            group = _group(file, f"spectrum/{name}")
+            group, axis = _group(file, f"spectrum/{name}"), _axis_of(name)
             _write_attributes(group, _scalars(spectrum))
             for field in ("eigenvalues", "residuals", "converged"):
-                write_array(group, field, getattr(spectrum, field), ("k",))
+                write_array(group, field, getattr(spectrum, field), (axis("k"),))
             if spectrum.eigenvectors is not None:
-                write_array(group, "vector", wanted_indices(spectrum), ("vector",))
-                write_array(group, "eigenvectors", spectrum.eigenvectors, ("vector", "n"))
+                vector = axis("vector")
+                write_array(group, vector, wanted_indices(spectrum), (vector,))
+                write_array(group, "eigenvectors", spectrum.eigenvectors, (vector, axis("n")))
         for name, density in result.densities.items():
-            group = _group(file, f"density/{name}")
+            group, axis = _group(file, f"density/{name}"), _axis_of(name)
             _write_attributes(group, _scalars(density))
-            write_array(group, "grid", density.grid, ("grid",))
-            for field in ("density", "stderr"):
-                write_array(group, field, getattr(density, field), ("grid",))
+            # The grid is a coordinate: of its own name, or an array beside it in a module's group.
+            axes = (axis("grid"),)
+            for field in ("grid", "density", "stderr"):
+                write_array(group, field, getattr(density, field), axes)
             for field in ("nodes", "weights"):
-                write_array(group, field, getattr(density, field), ("probe", "step"))
+                write_array(group, field, getattr(density, field), (axis("probe"), axis("step")))
         for name, moments in result.moments.items():
             _write_attributes(_group(file, f"moments/{name}"), _scalars(moments))
         if result.indices is not None:
             write_array(_group(file, "data"), "indices", result.indices, ("example",))
+
+
+def _axis_of(name: str) -> Callable[[str], str]:
+    """Names of a group's axes: xarray refuses a child's axis that shares a parent's name."""
+    return (lambda axis: f"module_{axis}") if MODULES in name else (lambda axis: axis)
 
 
 def _group(file: h5py.File, path: str) -> h5py.Group:
@@ -364,4 +379,11 @@ def load(path: Path | str) -> HessianResult:
 def _read_all(kind: type[Any], file: h5py.File, group: str) -> dict[str, Any]:
     if group not in file:
         return {}
-    return {name: _read_fields(kind, file[group][name], name) for name in file[group]}
+    found: dict[str, Any] = {}
+    for name, node in file[group].items():
+        found[name] = _read_fields(kind, node, name)
+        if isinstance(node, h5py.Group) and "modules" in node:
+            for module, block in node["modules"].items():
+                label = f"{name}{MODULES}{module}"
+                found[label] = _read_fields(kind, block, label)
+    return found

@@ -16,11 +16,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from landscape.density import estimate
 from landscape.errors import UsageError
 from landscape.operators import LinearOperator
 from landscape.results import Estimate
 from landscape.rng import normal, stream
+from landscape.sums import estimate
 
 __all__ = ["xtrace"]
 

@@ -17,6 +17,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from landscape_cli.app import run
 
 ROOT = Path(__file__).resolve().parents[1]

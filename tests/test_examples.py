@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from landscape_cli.app import run
 from torch.nn import functional
 
 from landscape import HessianOptions, Risk, Settings, hessian_spectrum, load, resolve_task
 from landscape.data import materialise
 from landscape.operators import curvature
+from landscape_cli.app import run
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

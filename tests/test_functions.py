@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.density import count_above, log_det
 from landscape.errors import NotFiniteError, UsageError
 from landscape.hessian import HessianOptions, measure_operator
 from landscape.krylov import FUNCTIONS, apply_function
 from landscape.operators import DenseOperator, Shifted
 from landscape.partial import MemoryUnits
+from landscape.sums import count_above, log_det
 from landscape.trace import xtrace
 
 SPECTRUM = np.r_[[30.0, 18.0, 9.0], np.arange(1, 98.0) ** -1.0]

@@ -14,7 +14,8 @@ from landscape.gram import factor, factor_width
 from landscape.hessian import HessianOptions, choose_method
 from landscape.operators import curvature
 from landscape.risk import Risk
-from landscape.runs import Settings, hessian_spectrum
+from landscape.runs import hessian_spectrum
+from landscape.settings import Settings
 from landscape.spectrum import gram_spectrum
 from landscape.task import Task
 

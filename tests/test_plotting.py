@@ -11,7 +11,8 @@ from matplotlib import rc_context
 from landscape.errors import ResultFileError, UsageError
 from landscape.hessian import HessianOptions
 from landscape.plotting import hessian_figure, plot_results
-from landscape.runs import Settings, hessian_spectrum
+from landscape.runs import hessian_spectrum
+from landscape.settings import Settings
 from landscape.store import save
 from landscape.task import resolve_task
 

@@ -16,7 +16,8 @@ from landscape.data import materialise
 from landscape.errors import UsageError
 from landscape.hessian import HessianOptions
 from landscape.partial import MemoryUnits
-from landscape.runs import HessianRun, Settings, hessian_spectrum, resolve_device, resolve_dtype
+from landscape.runs import HessianRun, hessian_spectrum
+from landscape.settings import Settings, resolve_device, resolve_dtype
 from landscape.store import load, save
 from landscape.task import Task, resolve_task
 from landscape.training import train

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from landscape_cli.app import run
 from safetensors.torch import save_file
+
+from landscape_cli.app import run
 
 SHAPES = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (2, 4), "2.bias": (2,)}
 

@@ -6,9 +6,9 @@ import json
 import re
 
 import pytest
-from landscape_cli.app import app
 
 import landscape
+from landscape_cli.app import app
 
 COMMANDS = sorted(command.name for command in app.registered_commands)
 

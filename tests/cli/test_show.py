@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import h5py
 import pytest
+
 from landscape_cli.app import run
 
 CONTROL = "\x1b]0;title\x07\x1b[2J\x1b[31m"

@@ -1,0 +1,237 @@
+"""The Markdown table and the figure of a saved measurement.
+
+Usage: python benchmarks/report.py benchmarks/results/hessian_speed.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from figure import draw, reached, seconds, worst
+
+GOALS = {"float32": 1e-6, "float64": 1e-8}
+PEERS = ("curvlinops", "hessian-eigenthings", "PyHessian")
+SPEEDUP = {"mlp": 3.0, "transformer": 3.0, "convnet": 1.4}
+Runs = list[dict[str, Any]]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _ratio(theirs: Runs, ours: Runs, key: str = "wall") -> float:
+    """Median of the ratios of runs of the same round."""
+    pairs = zip(theirs, ours, strict=False)
+    return statistics.median(a[key] / b[key] for a, b in pairs if a.get(key) and b.get(key))
+
+
+def _median(runs: Runs, key: str) -> float | None:
+    values = [run[key] for run in runs if run.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
+def _ran(runs: Runs) -> bool:
+    return bool(runs) and "wall" in runs[0]
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "**not met**"
+
+
+def _top_target(cell: str, entries: dict[str, Runs], peer: str) -> list[str]:
+    """How much faster we reach the residual than the peer's fastest way of reaching it."""
+    problem, dtype = cell.split()
+    target = f"top 10, {cell}: {SPEEDUP[problem]:g} times faster than {peer}"
+    ours = entries["landscape"]
+    ways = {k: r for k, r in entries.items() if k.startswith(peer) and _ran(r)}
+    if not ways or not _ran(ours):
+        return [target, "does not run", "–"]
+    good = {k: r for k, r in ways.items() if reached(r, GOALS[dtype])}
+    if good and reached(ours, GOALS[dtype]):
+        name = min(good, key=lambda k: seconds(good[k]))
+        ratio = _ratio(good[name], ours)
+        return [target, f"{ratio:.2f} ({name})", _verdict(ratio >= SPEEDUP[problem])]
+    name = min(ways, key=lambda k: worst(ways[k]))
+    ratio = _ratio(ways[name], ours)
+    found = f"{ratio:.2f} ({name}); residuals {worst(ways[name]):.0e}, ours {worst(ours):.0e}"
+    if reached(ours, GOALS[dtype]):
+        return [target, found, "peer does not reach the residual"]
+    met = ratio >= SPEEDUP[problem] and worst(ours) <= worst(ways[name])
+    return [target, found, "neither reaches the residual; " + _verdict(met)]
+
+
+def _targets(results: dict[str, Any]) -> str:
+    rows: list[list[str]] = []
+    for cell, entries in results["top"].items():
+        rows += [_top_target(cell, entries, peer) for peer in PEERS]
+    for cell, entries in results["top"].items():
+        ours = entries["landscape"]
+        arpack = [r for k, r in entries.items() if k.startswith("curvlinops") and _ran(r)]
+        if arpack and _ran(ours):
+            needed = min(r[0]["products"] for r in arpack)
+            cost = statistics.median(r["wall"] / (r["unit"] * needed) for r in ours)
+            text = f"top 10, {cell}: 1.2 × kept-graph product × ARPACK's {needed} products"
+            rows.append([text, f"{cost:.2f}", _verdict(cost <= 1.2)])
+    for cell, entries in results["slq"].items():
+        ours = entries["landscape"]
+        if _ran(ours):
+            cost = statistics.median(r["wall"] / (r["unit"] * r["products"]) for r in ours)
+            text = f"density, {cell}: 1.15 × products × kept-graph product"
+            rows.append([text, f"{cost:.3f}", _verdict(cost <= 1.15)])
+    for task in ("top", "slq"):
+        for cell, entries in results[task].items():
+            goal = GOALS[cell.split()[1]]
+            peaks = {
+                k: _median(r, "peak")
+                for k, r in entries.items()
+                if k != "landscape" and _ran(r) and reached(r, goal)
+            }
+            known = {k: v for k, v in peaks.items() if v}
+            mine = _median(entries["landscape"], "peak")
+            if known and mine:
+                leanest = min(known, key=lambda k: known[k])
+                text = f"peak memory, {'top 10' if task == 'top' else 'density'}, {cell}"
+                found = f"{mine / 1e6:.0f} MB; {leanest}: {known[leanest] / 1e6:.0f} MB"
+                rows.append([text, found, _verdict(mine <= known[leanest])])
+    return _table(["target", "measured", ""], rows)
+
+
+def _products(results: dict[str, Any]) -> str:
+    cells = list(results["products"])
+    names = list(dict.fromkeys(name for c in cells for name in results["products"][c]))
+    rows = []
+    for name in names:
+        row = [name]
+        for cell in cells:
+            ways = results["products"][cell]
+            times = ways.get(name, {})
+            beside = "gradient beside PyHessian" if name == "PyHessian" else "gradient"
+            if not times.get("wall"):
+                row.append("fails" if "error" in times else "–")
+                continue
+            wall = statistics.median(times["wall"])
+            cost = statistics.median(times["cpu"]) / statistics.median(ways[beside]["cpu"])
+            text = f"{1e3 * wall:.2f} ms, {cost:.2f}"
+            error = times.get("error_of_product")
+            if error is not None and error > 1e-4:
+                text += f", **wrong by {error:.0e}**"
+            row.append(text)
+        rows.append(row)
+    return _table(["way", *cells], rows)
+
+
+def _runs(task: str, cell: str, entries: dict[str, Runs], truth: list[float] | None) -> str:
+    goal = GOALS[cell.split()[1]]
+    head = ["tool", "wall s", "CPU s", "time / ours", "products", "peak MB"]
+    head += (
+        ["worst residual / λ1", "reached", "claims", "worst error of λ"] if task == "top" else []
+    )
+    rows = []
+    for name, runs in entries.items():
+        if not _ran(runs):
+            error = runs[0].get("error", "?") if runs else "?"
+            rows.append([name, f"fails: {error}", *["–"] * (len(head) - 2)])
+            continue
+        ratio = _ratio(runs, entries["landscape"])
+        cpu, peak = _median(runs, "cpu") or 0.0, _median(runs, "peak")
+        row = [name, f"{seconds(runs):.3f}", f"{cpu:.3f}", f"{ratio:.2f}"]
+        row += [str(runs[0]["products"]), "–" if peak is None else f"{peak / 1e6:.1f}"]
+        if task == "top":
+            claimed = runs[0]["claimed"]
+            row += [f"{worst(runs):.1e}", "yes" if reached(runs, goal) else "no"]
+            row.append("–" if claimed is None else f"{claimed} of 10")
+            pairs = zip(runs[0]["values"], truth or [], strict=False)
+            errors = [abs(value / exact - 1) for value, exact in pairs]
+            row.append(f"{max(errors):.1e}" if errors else "–")
+        rows.append(row)
+    return f"### {cell}\n\n" + _table(head, rows)
+
+
+def _growth(rows: list[dict[str, Any]]) -> str:
+    head = ["parameters", "examples", "gradient ms", "product ms", "largest eigenvalue s"]
+    cells = []
+    for row in rows:
+        if "top1" not in row:
+            cells.append([f"width {row['width']}", str(row["examples"]), row["error"], "–", "–"])
+            continue
+        cells.append([f"{row['n']:,}", f"{row['examples']:,}", f"{1e3 * row['gradient']:.2f}"])
+        cells[-1] += [f"{1e3 * row['product']:.2f}", f"{row['top1']:.3f}"]
+        peak = "–" if row["peak"] is None else f"{row['peak'] / 1e6:.0f}"
+        cells[-1] += [str(row["products"]), peak]
+    return _table([*head, "products", "peak MB"], [c + ["–"] * (7 - len(c)) for c in cells])
+
+
+def _failures(results: dict[str, Any]) -> str:
+    rows = [[f"`{command}`", message] for command, message in results["failures"]]
+    for name, versions in results["versions"].items():
+        rows += [[f"`import {k}` ({name})", v] for k, v in versions.items() if "Error: " in v]
+    for cell, ways in results["products"].items():
+        rows += [[f"one product, {w}, {cell}", t["error"]] for w, t in ways.items() if "error" in t]
+    for task in ("top", "slq"):
+        for cell, entries in results[task].items():
+            for name, runs in entries.items():
+                if runs and "error" in runs[0]:
+                    rows.append([f"{task}, {name}, {cell}", runs[0]["error"]])
+    return _table(["what", "message"], rows) if rows else "Nothing failed."
+
+
+def _head(results: dict[str, Any]) -> str:
+    hardware, settings = results["hardware"], results["settings"]
+    versions = {
+        k: v for v in results["versions"].values() for k, v in v.items() if "Error" not in v
+    }
+    size = "tiny problems (`--quick`): the times mean nothing" if settings["quick"] else "full size"
+    sizes = [
+        f"{name} {found['n']:,} parameters, loss {found['loss']:.3f}"
+        + (f", references agree to {found['difference']:.0e}" if "difference" in found else "")
+        for name, found in results["reference"].items()
+        if "n" in found
+    ]
+    return f"""# Hessian products, top eigenvalues and densities: this library and its peers
+
+{hardware["cpu"]}, {hardware["cores"]} cores, {hardware["memory"] / 1e9:.0f} GB; device \
+{settings["device"]}; {settings["threads"]} thread(s); load average at the end \
+{hardware["load"]:.1f}; {size}; measured in {results["seconds"]:.0f} s. Versions: \
+{", ".join(f"{k} {v}" for k, v in versions.items())}.
+
+Problems: {"; ".join(sizes)}. What each column means is in [README](../README.md)."""
+
+
+def render(results: dict[str, Any], picture: str) -> str:
+    """The whole report."""
+    parts = [_head(results), f"![wall times and growth]({picture})"]
+    parts += ["## Targets", _targets(results)]
+    parts += ["## One product: wall time, and CPU time as a multiple of one gradient"]
+    parts += [_products(results)]
+    for task, title in (
+        ("top", "Ten largest eigenvalues"),
+        ("slq", "Density, 100 steps × 1 probe"),
+    ):
+        parts.append(f"## {title}")
+        for cell, entries in results[task].items():
+            truth = results["reference"][cell.split()[0]].get("values")
+            parts.append(_runs(task, cell, entries, truth))
+    parts += ["## Growth (ours, float32 MLP)"]
+    parts += [_growth(rows) for rows in results["growth"].values()]
+    parts += ["## What could not run", _failures(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Render the file named on the command line."""
+    source = Path(sys.argv[1])
+    results = json.loads(source.read_text())
+    picture = source.with_suffix(".png")
+    draw(results, GOALS, picture)
+    source.with_suffix(".md").write_text(render(results, picture.name))
+    print(source.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()
