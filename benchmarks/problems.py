@@ -22,8 +22,8 @@ PROBLEMS = ("mlp", "convnet", "transformer")
 # Examples such that one product takes milliseconds on one CPU thread.
 _FULL: dict[str, dict[str, Any]] = {
     "mlp": {"width": 128, "examples": 1024, "steps": 40},
-    "convnet": {"width": 32, "side": 8, "examples": 8, "steps": 6},
-    "transformer": {"width": 96, "layers": 4, "length": 24, "examples": 4, "steps": 25},
+    "convnet": {"width": 32, "side": 8, "examples": 12, "steps": 6},
+    "transformer": {"width": 96, "layers": 4, "length": 24, "examples": 6, "steps": 25},
 }
 _QUICK: dict[str, dict[str, Any]] = {
     "mlp": {"width": 16, "examples": 128, "steps": 60},

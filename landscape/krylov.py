@@ -13,6 +13,7 @@ Meurant, Matrices, Moments and Quadrature (2010), chapter 6.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landscape.errors import NotFiniteError
+from landscape.memory import total_memory
 from landscape.operators import LinearOperator
 from landscape.rng import normal, stream
 
@@ -58,7 +60,7 @@ class Lanczos:
         self.d = 0 if deflate is None else len(deflate)
         self.capacity = min(capacity, operator.n - self.d)
         rows = self.d + self.capacity + 1
-        self._rows = torch.empty(rows, operator.n, dtype=operator.dtype, device=operator.device)
+        self._rows = allocate_rows(rows, operator.like, operator.n)
         if deflate is not None:
             self._rows[: self.d] = deflate
         self.T: FloatArray = np.zeros((self.capacity + 1, self.capacity + 1))
@@ -236,6 +238,17 @@ def quadrature(
     nodes, vectors = np.linalg.eigh(lanczos.projected)
     weights = vectors[0] ** 2
     return nodes, weights / weights.sum()
+
+
+def allocate_rows(count: int, like: Tensor, n: int) -> Tensor:
+    """Uninitialised rows (count, n); on disk, memory-mapped, where half the memory is too small."""
+    size = count * n * like.element_size()
+    numpy_type = {torch.float32: np.float32, torch.float64: np.float64}.get(like.dtype)
+    if like.device.type != "cpu" or numpy_type is None or size <= total_memory(like.device) // 2:
+        return like.new_empty(count, n)
+    # The file has no name any more: the space is given back when the array or the process ends.
+    with tempfile.TemporaryFile(prefix="landscape-basis-") as file:
+        return torch.from_numpy(np.memmap(file, dtype=numpy_type, mode="w+", shape=(count, n)))
 
 
 FUNCTIONS: dict[str, Callable[[FloatArray], FloatArray]] = {

@@ -8,7 +8,7 @@ import torch
 
 from landscape.eigensolver import extreme_eigenpairs
 from landscape.errors import NotFiniteError, UsageError
-from landscape.krylov import Lanczos, quadrature
+from landscape.krylov import Lanczos, allocate_rows, quadrature
 from landscape.operators import DenseOperator
 
 SPECTRA = {
@@ -212,3 +212,13 @@ def test_a_resumed_search_for_copies_is_the_same():
         again = extreme_eigenpairs(operator(values), **options, state=state)
         assert (again.values == whole.values).all()
         assert again.n_matvecs == whole.n_matvecs
+
+
+def test_a_basis_larger_than_memory_lives_on_disk(monkeypatch):
+    op = operator(SPECTRA["power law"])
+    expected = extreme_eigenpairs(op, top=6, tol=1e-10, max_basis=20)
+    monkeypatch.setattr("landscape.krylov.total_memory", lambda device: 10_000)
+    found = extreme_eigenpairs(op, top=6, tol=1e-10, max_basis=20)
+    assert found.n_restarts > 0
+    assert (found.values == expected.values).all()
+    assert allocate_rows(3, torch.empty(0, dtype=torch.float64), 1000).untyped_storage().nbytes()

@@ -31,7 +31,7 @@ def check(cli, tiny):
 def test_a_smooth_network(check, tiny):
     done = check()
     assert done.code == 0
-    for word in ("twice the same", "12 in 1 micro-batches", "one product", "gradient graphs"):
+    for word in ("twice the same", "12 in 1 micro-batch", "one product", "gradient graphs"):
         assert word in done.out
     assert "warning" not in done.err
     assert {p.name for p in tiny.folder.iterdir()} == {"task.py", "step_7.safetensors"}
