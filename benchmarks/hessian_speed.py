@@ -61,7 +61,7 @@ class Campaign:
             made = self.ask("build", name=problem, path=self.path(problem), quick=self.quick)
             if "error" in made:
                 raise SystemExit(f"{problem} could not be prepared: {made['error']}")
-            found = self.ask("reference", path=self.path(problem), check=True)
+            found = self.ask("reference", path=self.path(problem))
             self.results["reference"][problem] = found
 
     @property
@@ -75,7 +75,7 @@ class Campaign:
         peers = ["curvlinops", "hessian-eigenthings"]
         peers += ["curvlinops, written out", "curvlinops, written out, block of 8"]
         merged: dict[str, Any] = {}
-        for _ in range(1 if self.quick else 3):
+        for _ in range(1 if self.quick else 2):
             for where, ways in (("main", ours + peers), ("pyhessian", ["PyHessian"])):
                 found = self.ask(
                     "products",
@@ -108,7 +108,7 @@ class Campaign:
             for name, (method, options) in entries.items():
                 # Runs of seconds are steady enough alone; ours are the yardstick of every ratio.
                 spent = sum(run.get("wall", 1e9) for run in runs[name])
-                if round_ and spent > self.options.patience and name != "landscape":
+                if spent > self.options.patience * (2 if name == "landscape" else 1):
                     continue
                 self.note(f"{problem} {dtype} {task}: {name}, round {round_ + 1}")
                 vectors = str(self.folder / "vectors.npy") if task == "top" else None
@@ -144,30 +144,23 @@ class Campaign:
             dtype=dtype,
             options={"tol": tol},
         )
-        steps = -(-(scout["products"] - 10) // 10) * 10
-        self.note(f"{problem} {dtype} top: how many steps hessian-eigenthings needs")
-        found = self.ask(
-            "search",
-            path=self.path(problem),
-            dtype=dtype,
-            candidates=[steps, 5 * steps // 4, 2 * steps],
-            tol=tol,
-        )
-        entries: dict[str, tuple[str, dict[str, Any]]] = {
-            "landscape": ("landscape", {"tol": tol}),
-            "curvlinops + eigsh": ("curvlinops", {"tol": tol}),
-            "hessian-eigenthings, default": ("hessian-eigenthings", {}),
-            "PyHessian, default": ("PyHessian", {}),
-        }
+        # Our own steps, without the products that verify, are what it would need to be told.
+        steps = -(-(scout.get("products", 70) - 10) // 10) * 10
+        entries: dict[str, tuple[str, dict[str, Any]]] = {"landscape": ("landscape", {"tol": tol})}
+        if dtype == "float32" or problem != "transformer":
+            entries["curvlinops + eigsh"] = ("curvlinops", {"tol": tol})
         # curvlinops fails on GroupNorm and is wrong on LayerNorm unless they are written out.
         written = {} if problem == "mlp" else {"written_out": True}
         name = "curvlinops + eigsh" + (", written out" if written else "")
         entries[name] = ("curvlinops", {"tol": tol, **written})
-        entries[f"{name}, ncv=60"] = ("curvlinops", {"tol": tol, "ncv": 60, **written})
-        if "steps" in found:
-            name = f"hessian-eigenthings, {found['steps']} steps, reorthogonalised"
-            options = {"tol": tol, "max_iter": found["steps"]}
-            entries[name] = ("hessian-eigenthings", options)
+        if dtype == "float32":
+            entries[f"{name}, ncv=60"] = ("curvlinops", {"tol": tol, "ncv": 60, **written})
+        entries["hessian-eigenthings, default"] = ("hessian-eigenthings", {})
+        doubling = {"tol": tol, "doubling": True}
+        entries["hessian-eigenthings, steps doubled"] = ("hessian-eigenthings", doubling)
+        name = f"hessian-eigenthings, {steps} steps known beforehand"
+        entries[name] = ("hessian-eigenthings", {"tol": tol, "max_iter": steps})
+        entries["PyHessian, default"] = ("PyHessian", {})
         if problem == "mlp" and dtype == "float32":
             tight = {"tol": 1e-8, "maxIter": 200}
             entries["PyHessian, tol=1e-8, maxIter=200"] = ("PyHessian", {"pyhessian": tight})
@@ -175,13 +168,27 @@ class Campaign:
 
     def slq(self, problem: str, dtype: str) -> None:
         """Part (c): 100 Lanczos steps from one probe."""
-        names = ("landscape", "curvlinops", "hessian-eigenthings", "PyHessian")
-        entries = {name: (name, {"steps": STEPS}) for name in names}
-        if problem != "mlp":
-            del entries["curvlinops"]
-            options = {"steps": STEPS, "written_out": True}
-            entries["curvlinops, written out"] = ("curvlinops", options)
+        peers = ("landscape", "curvlinops", "hessian-eigenthings", "PyHessian")
+        entries: dict[str, tuple[str, dict[str, Any]]] = {}
+        for peer in peers:
+            written = peer == "curvlinops" and problem != "mlp"
+            name = f"{peer}, written out" if written else peer
+            entries[name] = (peer, {"steps": STEPS, "written_out": written})
+        # PyHessian may fail only after all its products: a few steps tell.
+        trial = self.ask(
+            "solve",
+            where="pyhessian",
+            kind="slq",
+            method="PyHessian",
+            path=self.path(problem),
+            dtype=dtype,
+            options={"steps": 3},
+        )
+        if "error" in trial:
+            del entries["PyHessian"]
         self.contest("slq", problem, dtype, entries)
+        if "error" in trial:
+            self.results["slq"][f"{problem} {dtype}"]["PyHessian"] = [trial]
 
     def growth(self) -> None:
         """Part (d): cost against the numbers of parameters and of examples."""
@@ -191,7 +198,9 @@ class Campaign:
         found: dict[str, list[Any]] = {"parameters": [], "examples": []}
         for kind, width, examples in cases:
             self.note(f"growth: width {width}, {examples} examples")
-            row = self.ask("growth", width=width, examples=examples, path=self.path("growth"))
+            row = self.ask(
+                "growth", limit=600, width=width, examples=examples, path=self.path("growth")
+            )
             found[kind].append({"width": width, "examples": examples, **row})
         self.results["growth"] = found
 
@@ -228,7 +237,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--patience", type=float, default=3.0, help="seconds after which a peer is not repeated"
+        "--patience", type=float, default=2.0, help="seconds after which a peer is not repeated"
     )
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=PROBLEMS)
     parser.add_argument("--dtypes", nargs="+", choices=tuple(GOALS), default=tuple(GOALS))
@@ -245,6 +254,7 @@ def main() -> None:
         made = [Environment(name=name, python=sys.executable) for name in ("main", "pyhessian")]
     else:
         made = [create(name) for name in ("main", "pyhessian")]
+    machine = hardware()
     workers = {e.name: Worker(e, threads=options.threads) for e in made}
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -257,7 +267,7 @@ def main() -> None:
     settings.pop("out")
     results = {
         "settings": settings,
-        "hardware": hardware(),
+        "hardware": machine,
         "versions": {name: worker.versions for name, worker in workers.items()},
         "failures": [failure for e in made for failure in e.failures],
         **campaign.results,

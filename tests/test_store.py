@@ -69,6 +69,7 @@ def moments(operator: str) -> Moments:
         negative_mass=estimate(3),
         near_zero_mass=estimate(4),
         resolution=1e-7,
+        n=40,
         n_probes=3,
     )
 
