@@ -25,7 +25,8 @@ def plot(
 ) -> None:
     """Spectral density on a log scale and the largest eigenvalues with their residuals.
 
-    Several results are drawn together, in the order of their training steps.
+    Several results are drawn together, in the order of their training steps. A series of
+    landscape collect is drawn over the training step.
     """
     from landscape.plotting import plot_results
 
@@ -52,5 +53,6 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "landscape plot results/step_001000.hessian.1a2b3c4d.h5",
             "landscape plot results/*.h5 -o spectrum.pdf",
+            "landscape plot series.h5 -o series.pdf",
         ),
     )(plot)

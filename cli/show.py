@@ -19,13 +19,27 @@ def show(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """A table of what each result file holds: eigenvalues with residuals, trace, cost."""
+    """A table of what each result file holds: eigenvalues with residuals, trace, cost.
+
+    A series of landscape collect has a row per training step.
+    """
+    from landscape.errors import UsageError
+    from landscape.series_store import kind_of, load_series
     from landscape.store import load
     from landscape_cli.render import Sums, report_result
+    from landscape_cli.render_series import report_series
 
     sums = Sums.of(log_det, threshold)
     for path in results:
-        report_result(REPORT, path, load(path), sums=sums)
+        if kind_of(path) != "series":
+            report_result(REPORT, path, load(path), sums=sums)
+        elif log_det or threshold:
+            raise UsageError(
+                f"--log-det and --threshold: {path} is a series, which has no probes to sum over. "
+                "Use them on the results that it was collected from"
+            )
+        else:
+            report_series(REPORT, path, load_series(path))
 
 
 def register(app: typer.Typer) -> None:
@@ -36,5 +50,6 @@ def register(app: typer.Typer) -> None:
             "landscape show results/step_001000.hessian.1a2b3c4d.h5",
             "landscape show results/*.h5 --json",
             "landscape show results/*.h5 --log-det 100 --threshold 0.1",
+            "landscape show series.h5",
         ),
     )(show)

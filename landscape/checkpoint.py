@@ -45,6 +45,7 @@ from landscape.pickles import (
     sniff,
     state_paths,
 )
+from landscape.text import natural_key
 
 __all__ = ["Checkpoint", "CheckpointSummary", "TensorSummary", "escape_name", "expand_checkpoints"]
 __all__ += ["load_into", "natural_key", "read_checkpoint", "summarise", "training_step"]
@@ -280,15 +281,6 @@ def training_step(path_or_name: str | os.PathLike[str], metadata: Mapping[str, s
         if match := re.fullmatch(word + number, path.parent.name.lower()):
             return int(match[1])
     return None
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key by which ``step_9`` comes before ``step_10``."""
-    parts = re.split(r"([0-9]+)", name)
-    # Digits compare by length, then as text: as numbers, without converting huge ones.
-    values = [part.lstrip("0") if i % 2 else part for i, part in enumerate(parts)]
-    keys = [(0, len(v), v) if i % 2 else (1, 0, v) for i, v in enumerate(values)]
-    return (*keys, (1, 0, name))
 
 
 def expand_checkpoints(patterns: Sequence[str]) -> list[Path]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from landscape.errors import NotFiniteError
 from landscape.memory import total_memory
 from landscape.operators import LinearOperator
+from landscape.reductions import dot, gram, inner, norm
 from landscape.rng import normal, stream
 
 __all__ = ["FUNCTIONS", "Lanczos", "apply_function", "quadrature"]
@@ -42,6 +43,8 @@ class Lanczos:
         start: start vector (n,), need not be normalised.
         capacity: largest basis size; at most n minus the number of deflated vectors.
         deflate: orthonormal rows (d, n) that the basis stays orthogonal to.
+        full: reorthogonalise at every step; else only when rounding errors have grown to the root
+            of the rounding unit, which is enough for quadrature and costs a third.
         restarts: seed of the random vectors that continue after a breakdown.
 
     Cost: one matrix-vector product and about 8 n j flops for step j; (capacity + d + 1) n numbers.
@@ -54,6 +57,7 @@ class Lanczos:
         *,
         capacity: int,
         deflate: Tensor | None = None,
+        full: bool = True,
         restarts: int = 0,
     ) -> None:
         self.operator = operator
@@ -70,8 +74,10 @@ class Lanczos:
         self.n_breakdowns = 0
         self.scale = 0.0  # Largest |A q| seen: a lower bound of the norm of A.
         self._seed = restarts
-        vector, _ = self._orthogonalise(start.clone(), 0)
-        self._rows[self.d] = vector / torch.linalg.vector_norm(vector)
+        self._drift = None if full else _Drift(torch.finfo(operator.dtype).eps)
+        vector = start / norm(start)
+        self._project_out(vector, 0)
+        self._rows[self.d] = vector / norm(vector)
 
     @property
     def basis(self) -> Tensor:
@@ -88,41 +94,73 @@ class Lanczos:
         """T = Q A Q^T, (size, size)."""
         return self.T[: self.size, : self.size]
 
-    def _orthogonalise(self, vector: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Project out the deflated rows and the first ``size`` basis vectors, twice or more."""
+    def _project_out(self, vector: Tensor, size: int) -> Tensor:
+        """Remove the deflated rows and the first ``size`` basis vectors, in place.
+
+        One pass is enough unless it takes away much of the vector, whose rounding errors it then
+        leaves behind relatively larger; twice is (almost always) enough.
+
+        Returns:
+            the coefficients along the basis vectors, (size,).
+        """
         rows = self._rows[: self.d + size]
-        total = torch.zeros(len(rows), dtype=vector.dtype, device=vector.device)
-        norm = float(torch.linalg.vector_norm(vector))
-        for attempt in range(5):
-            coefficients = rows @ vector
-            vector = vector - rows.T @ coefficients
+        total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
+        before = norm(vector)
+        for _ in range(5):
+            coefficients = inner(rows, vector)
+            vector.addmv_(rows.T, coefficients.to(vector.dtype), alpha=-1)
             total += coefficients
-            before, norm = norm, float(torch.linalg.vector_norm(vector))
-            # A pass that takes away half of a vector leaves rounding errors of relative size 2.
-            if attempt >= 1 and norm > 0.5 * before:
+            after = norm(vector)
+            if after > 0.7 * before:
                 break
-        return vector, total[self.d :]
+            before = after
+        return total[self.d :]
+
+    def _random_direction(self, *label: str | int) -> Tensor:
+        """A unit vector orthogonal to everything so far."""
+        vector = normal(self.operator.n, stream(self._seed, *label), like=self._rows)
+        vector /= norm(vector)
+        self._project_out(vector, self.size)
+        vector /= norm(vector)
+        self._project_out(vector, self.size)
+        vector /= norm(vector)
+        return vector
 
     def step(self) -> None:
         """Add one basis vector's column to T and prepare the next vector."""
         j = self.size
-        product = self.operator.matvec(self._rows[self.d + j])
-        self.scale = max(self.scale, float(torch.linalg.vector_norm(product)))
-        vector, coefficients = self._orthogonalise(product, j + 1)
-        self.T[j, j] = float(coefficients[j])
+        current = self._rows[self.d + j]
+        vector = self.operator.matvec(current)
+        if vector.data_ptr() == current.data_ptr():
+            vector = vector.clone()  # An operator may hand its argument back.
+        self.scale = max(self.scale, norm(vector))
+        # What the recurrence says first, so that the full pass only removes rounding errors.
+        alpha = dot(current, vector)
+        vector.add_(current, alpha=-alpha)
+        coupled = np.flatnonzero(self.T[j, :j])
+        if len(coupled) == 1:
+            vector.add_(self._rows[self.d + coupled[0]], alpha=-self.T[j, coupled[0]])
+        elif len(coupled):
+            row = torch.as_tensor(self.T[j, :j]).to(self._rows)
+            vector.addmv_(self._rows[self.d : self.d + j].T, row, alpha=-1)
+        if self._drift is None or self._drift.exceeded(self.T, j, alpha, norm(vector), self.scale):
+            alpha += float(self._project_out(vector, j + 1)[j])
+        elif self.d:
+            self._project_out(vector, 0)
+        self.T[j, j] = alpha
         self.size = j + 1
-        self.beta = float(torch.linalg.vector_norm(vector))
+        self.beta = norm(vector)
         self.broken = self.beta <= 10 * torch.finfo(self.operator.dtype).eps * self.scale
         if self.broken:
             self.beta = 0.0
             if self.complete:
                 return
             # An invariant subspace: any vector orthogonal to it continues the factorisation.
-            generator = stream(self._seed, "breakdown", self.n_breakdowns)
+            vector = self._random_direction("breakdown", self.n_breakdowns)
             self.n_breakdowns += 1
-            vector = normal(self.operator.n, generator, like=vector)
-            vector, _ = self._orthogonalise(vector / torch.linalg.vector_norm(vector), self.size)
-        self._rows[self.d + self.size] = vector / torch.linalg.vector_norm(vector)
+        else:
+            vector /= self.beta
+        self._rows[self.d + self.size] = vector
         self.T[self.size, self.size - 1] = self.T[self.size - 1, self.size] = self.beta
 
     def ritz(self) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -136,7 +174,8 @@ class Lanczos:
             coefficients.T.copy(), dtype=self.operator.dtype, device=self.operator.device
         )
         rows = rotation @ self.basis
-        rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        for row in rows:
+            row /= norm(row)
         return rows
 
     def restart(self, keep: NDArray[np.int64]) -> None:
@@ -157,29 +196,22 @@ class Lanczos:
         self.T[k, :k] = self.T[:k, k] = coupling
         self.size = k
         # The kept vectors are orthonormal only up to rounding, which restarts would accumulate.
-        self._tidy(k)
-
-    def _tidy(self, k: int) -> None:
-        next_vector, _ = self._orthogonalise(self._rows[self.d + k].clone(), k)
-        self._rows[self.d + k] = next_vector / torch.linalg.vector_norm(next_vector)
+        following = self._rows[self.d + k]
+        self._project_out(following, k)
+        following /= norm(following)
 
     def renew(self, index: int) -> None:
         """Replace the next basis vector by a random one, to look beyond the Krylov space.
 
         Only where the kept pairs have converged: their coupling to the old vector is dropped.
         """
-        vector = normal(self.operator.n, stream(self._seed, "fresh", index), like=self._rows)
-        vector, _ = self._orthogonalise(vector / torch.linalg.vector_norm(vector), self.size)
-        self._rows[self.d + self.size] = vector / torch.linalg.vector_norm(vector)
+        self._rows[self.d + self.size] = self._random_direction("fresh", index)
         self.T[self.size, : self.size] = self.T[: self.size, self.size] = 0
         self.beta = 0.0
 
     def orthogonality(self) -> float:
         """Largest entry of ``|Q Q^T - I|``: rounding size, unless ghosts are possible."""
-        rows = self._rows[: self.d + self.size]
-        gram = (rows @ rows.T).double()
-        gram -= torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-        return float(gram.abs().max()) if len(gram) else 0.0
+        return deviation(self._rows[: self.d + self.size])
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as arrays and numbers."""
@@ -201,6 +233,55 @@ class Lanczos:
         self.beta = float(state["beta"])
         self.scale = float(state["scale"])
         self.n_breakdowns = int(state["n_breakdowns"])
+
+
+def deviation(rows: Tensor) -> float:
+    """Largest entry of ``|X X^T - I|`` for rows X (k, n)."""
+    if not len(rows):
+        return 0.0
+    difference = gram(rows) - torch.eye(len(rows), dtype=torch.float64, device=rows.device)
+    return float(difference.abs().max())
+
+
+class _Drift:
+    """Estimates how far a basis has drifted from orthogonality without looking at it.
+
+    The inner products ``omega_{j,k} = q_j^T q_k`` obey the Lanczos recurrence with rounding errors
+    as its source. Below the root of the rounding unit they change T only by rounding, so the basis
+    is reorthogonalised (two steps in a row) only when the estimate passes that.
+
+    Source: Simon, The Lanczos algorithm with partial reorthogonalization, Math. Comp. 42 (1984).
+    """
+
+    def __init__(self, eps: float) -> None:
+        self._eps = eps
+        self._earlier = np.zeros(0)  # omega_{j-1, k} for k < j - 1, then 1.
+        self._current = np.ones(1)
+        self._again = False
+
+    def exceeded(self, T: FloatArray, j: int, alpha: float, beta: float, scale: float) -> bool:
+        """Advance to q_{j+1}; whether it must be reorthogonalised."""
+        if scale == 0:
+            return True
+        current, earlier = self._current, self._earlier
+        a, b = np.diag(T)[: j + 1], np.diag(T, -1)[:j]  # b[k] couples k and k + 1.
+        new = np.zeros(j + 2)
+        if beta > 0:
+            k = np.arange(j)
+            new[:j] = b[k] * current[k + 1] + (a[k] - alpha) * current[k]
+            new[1:j] += b[k[1:] - 1] * current[k[1:] - 1]
+            if j:
+                new[:j] -= b[j - 1] * earlier[:j]
+            new[:j] = (new[:j] + np.sign(new[:j]) * 2 * self._eps * (b[k] + beta)) / beta
+        size = abs(alpha) + beta + (b[j - 1] if j else 0.0)
+        new[j], new[j + 1] = self._eps * size / max(beta, self._eps * scale), 1.0
+        wide = bool(np.abs(new[: j + 1]).max(initial=0.0) > self._eps**0.5)
+        act = wide or self._again
+        self._again = wide and not self._again
+        if act:
+            new[: j + 1] = 2 * self._eps
+        self._earlier, self._current = current, new
+        return act
 
 
 def quadrature(
@@ -228,7 +309,7 @@ def quadrature(
 
     Cost: m matrix-vector products and (m + d + 1) n numbers.
     """
-    lanczos = Lanczos(operator, start, capacity=steps, deflate=deflate)
+    lanczos = Lanczos(operator, start, capacity=steps, deflate=deflate, full=False)
     while lanczos.size < lanczos.capacity:
         lanczos.step()
         if on_step is not None:
@@ -285,8 +366,8 @@ def apply_function(
     Cost: one product per step. Source: Higham, Functions of Matrices (2008), section 13.2.
     """
     f = FUNCTIONS[function] if isinstance(function, str) else function
-    norm = float(torch.linalg.vector_norm(vector))
-    if norm == 0:
+    length = norm(vector)
+    if length == 0:
         return torch.zeros_like(vector), 0.0
     lanczos = Lanczos(operator, vector, capacity=max_steps)
     error, earlier = np.inf, [np.zeros(0)]
@@ -313,4 +394,4 @@ def apply_function(
         if error <= tol:
             break
     result = lanczos.basis.T @ torch.as_tensor(weights).to(lanczos.basis)
-    return norm * result, error
+    return length * result, error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -87,7 +88,8 @@ class LinearOperator(ABC):
 
     @staticmethod
     def _finite(product: Tensor) -> Tensor:
-        if not bool(torch.isfinite(product).all()):
+        # The sum is finite unless an entry is not (or it overflows, which the second look tells).
+        if not math.isfinite(float(product.sum())) and not bool(torch.isfinite(product).all()):
             raise NotFiniteError(
                 "a matrix-vector product is not finite; expected finite numbers. Check the "
                 "weights and the data (landscape check), or use --dtype float64"

@@ -13,6 +13,7 @@ from scipy.stats import t as t_law
 
 from landscape.errors import UsageError
 from landscape.results import MODULES, Density, HessianResult
+from landscape.series_store import kind_of, load_series
 from landscape.smoothing import smooth
 from landscape.store import load
 from landscape.text import escape_name
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["hessian_figure", "plot_results"]
+__all__ = ["BLUE", "ORANGE", "hessian_figure", "plain", "plot_results", "title"]
 
 _FORMATS = (".png", ".pdf", ".svg")
 _FLOOR = 1e-2  # Smallest expected number of eigenvalues per bandwidth that is drawn.
@@ -37,14 +38,14 @@ _STYLE: Any = {
     "svg.hashsalt": "landscape",
     "pdf.fonttype": 42,
 }
-_BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart with any colour vision.
+BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart with any colour vision.
 
 
 def plot_results(files: Sequence[Path], target: Path) -> None:
-    """Draw result files and save the figure; the ending chooses PNG, PDF or SVG.
+    """Draw result files, or one series file, and save the figure as PNG, PDF or SVG by its ending.
 
     Raises:
-        UsageError: another ending, or the file cannot be written.
+        UsageError: another ending, the file cannot be written, or a series among other files.
         ResultFileError: a file is not a result.
     """
     import matplotlib
@@ -54,12 +55,8 @@ def plot_results(files: Sequence[Path], target: Path) -> None:
             f"figure {target}: the ending {target.suffix!r} is not known; expected "
             f"{', '.join(_FORMATS)}"
         )
-    results = sorted(
-        (load(file) for file in files),
-        key=lambda r: math.inf if r.info.step is None else r.info.step,
-    )
     with matplotlib.rc_context(_STYLE):
-        figure = hessian_figure(results)
+        figure = _figure(files)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # A figure is a function of its results: no date in the file.
@@ -67,6 +64,21 @@ def plot_results(files: Sequence[Path], target: Path) -> None:
             figure.savefig(target, dpi=200, metadata=dated.get(target.suffix.lower()))
         except OSError as error:
             raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _figure(files: Sequence[Path]) -> Figure:
+    """The figure of a series file, or of the results of single checkpoints."""
+    from landscape.series_plot import series_figure
+
+    series = [file for file in files if kind_of(file) == "series"]
+    if series and len(files) > 1:
+        raise UsageError(f"{series[0]} is a series; expected it alone. Draw other files apart")
+    if series:
+        return series_figure(load_series(series[0]))
+    results = (load(file) for file in files)
+    return hessian_figure(
+        sorted(results, key=lambda r: math.inf if r.info.step is None else r.info.step)
+    )
 
 
 def hessian_figure(results: Sequence[HessianResult]) -> Figure:
@@ -91,22 +103,22 @@ def _colours(count: int) -> list[Any]:
     from matplotlib import colormaps
 
     if count == 1:
-        return [_BLUE]
+        return [BLUE]
     return list(colormaps["viridis"](np.linspace(0.0, 0.88, count)))
 
 
 def _label(result: HessianResult) -> str:
     step = result.info.step
-    return _plain(Path(result.info.checkpoint).stem) if step is None else f"step {step}"
+    return plain(Path(result.info.checkpoint).stem) if step is None else f"step {step}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from a file that is no formula."""
     return escape_name(text).replace("$", r"\$")
 
 
 def _unit(result: HessianResult) -> str:
-    return _plain(str(result.info.config.get("units", "loss units")))
+    return plain(str(result.info.config.get("units", "loss units")))
 
 
 def _density_panel(
@@ -150,7 +162,7 @@ def _density_panel(
         transform=axes.get_xaxis_transform(),
         label="eigenvalues" if len(results) == 1 else f"eigenvalues, {_label(results[-1])}",
     )
-    axes.set_xlabel(f"eigenvalue λ of the {_title(name)} [{_unit(results[-1])} / parameter²]")
+    axes.set_xlabel(f"eigenvalue λ of the {title(name)} [{_unit(results[-1])} / parameter²]")
     axes.set_ylabel("density of eigenvalues [1 / unit of λ]")
     axes.legend(fontsize=7, title=f"smoothed by σ = {bandwidth:.2g}", title_fontsize=7)
 
@@ -180,7 +192,8 @@ class _Curve:
         return _Curve(grid, mean, half, max(bandwidth, density.bandwidth))
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
+    """An operator's name in a sentence."""
     titles = {"hessian": "Hessian", "ggn": "GGN", "fisher": "Fisher matrix"}
     return titles.get(name, name)
 

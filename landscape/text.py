@@ -1,8 +1,10 @@
-"""Text from untrusted files, made printable."""
+"""Text from untrusted files, made printable, and the natural order of names."""
 
 from __future__ import annotations
 
-__all__ = ["escape_name"]
+import re
+
+__all__ = ["escape_name", "natural_key"]
 
 
 def escape_name(text: str) -> str:
@@ -18,3 +20,12 @@ def _escape(code: int) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which ``step_9`` comes before ``step_10``."""
+    parts = re.split(r"([0-9]+)", name)
+    # Digits compare by length, then as text: as numbers, without converting huge ones.
+    values = [part.lstrip("0") if i % 2 else part for i, part in enumerate(parts)]
+    keys = [(0, len(v), v) if i % 2 else (1, 0, v) for i, v in enumerate(values)]
+    return (*keys, (1, 0, name))

@@ -142,14 +142,17 @@ def test_the_ending_decides_nothing(tmp_path, form):
         assert_same(read_checkpoint(path).tensors, state)
 
 
-@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(
-    "dtype",
-    [torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool, torch.float8_e4m3fn],
+    ("form", "dtype"),
+    [
+        (form, dtype)
+        for form in FORMATS
+        for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool)
+    ]
+    # The legacy format has no storage of 8-bit floats.
+    + [(form, torch.float8_e4m3fn) for form in FORMATS if form != "torch-legacy"],
 )
 def test_dtypes_survive(tmp_path, form, dtype):
-    if form == "torch-legacy" and dtype == torch.float8_e4m3fn:
-        pytest.skip("the legacy format has no such storage")
     state = {"w": torch.tensor([[1.0, 0.0, 1.5]]).to(dtype)}
     checkpoint = read_checkpoint(save(tmp_path / "c", state, form))
     assert checkpoint.tensors["w"].dtype == dtype
@@ -392,13 +395,6 @@ def test_truncated_files(tmp_path, form):
 def test_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "pipe" in refusal(tmp_path / "pipe")
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
-def test_unreadable_file(tmp_path):
-    path = save(tmp_path / "c.pt", {"w": torch.ones(1)})
-    path.chmod(0)
-    assert "cannot be read" in refusal(path)
 
 
 def test_permission_error_is_one_message(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from landscape.eigensolver import extreme_eigenpairs
 from landscape.errors import NotFiniteError, UsageError
 from landscape.krylov import Lanczos, allocate_rows, quadrature
 from landscape.operators import DenseOperator
+from landscape.reductions import dot, gram, inner, norm
 
 SPECTRA = {
     "one": [3.0],
@@ -222,3 +223,53 @@ def test_a_basis_larger_than_memory_lives_on_disk(monkeypatch):
     assert found.n_restarts > 0
     assert (found.values == expected.values).all()
     assert allocate_rows(3, torch.empty(0, dtype=torch.float64), 1000).untyped_storage().nbytes()
+
+
+SPREAD = {
+    "power law": np.arange(1, 600.0) ** -1.5,
+    "indefinite": np.linspace(-1, 2, 600),
+    "outliers": np.r_[np.geomspace(1, 300, 20), np.linspace(-0.01, 0.1, 580)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", list(SPREAD))
+def test_partial_reorthogonalisation_is_enough_for_quadrature(dtype, name):
+    values = SPREAD[name]
+    op = operator(values, dtype)
+    v = start(op.n, dtype)
+    full = Lanczos(op, v, capacity=100)
+    partial = Lanczos(op, v, capacity=100, full=False)
+    passes = {"full": 0, "partial": 0}
+    for label, lanczos in (("full", full), ("partial", partial)):
+        project = lanczos._project_out
+
+        def counted(vector, size, project=project, label=label):
+            passes[label] += size > 0
+            return project(vector, size)
+
+        lanczos._project_out = counted
+        for _ in range(100):
+            lanczos.step()
+    eps = torch.finfo(dtype).eps
+    assert full.orthogonality() < 30 * eps
+    assert partial.orthogonality() < 10 * eps**0.5
+    assert passes["partial"] < (0.75 if dtype == torch.float64 else 0.9) * passes["full"], passes
+    scale = abs(values).max()
+    for f in (lambda t: t / scale, lambda t: (t / scale) ** 3, lambda t: np.exp(t / scale)):
+        sums = []
+        for lanczos in (full, partial):
+            nodes, vectors = np.linalg.eigh(lanczos.projected)
+            sums.append(vectors[0] ** 2 @ f(nodes))
+        assert sums[1] == pytest.approx(sums[0], rel=100 * eps)
+
+
+def test_long_float32_reductions_keep_their_digits():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 700_000, generator=generator)
+    exact = rows.double() @ rows.double().T
+    assert norm(rows[0]) == pytest.approx(float(exact[0, 0]) ** 0.5, rel=1e-9)
+    scale = exact.diagonal().max()
+    assert (gram(rows) - exact).abs().max() < 3e-7 * scale
+    assert (inner(rows, rows[0]) - exact[:, 0]).abs().max() < 3e-7 * scale
+    assert dot(rows[1], rows[2]) == pytest.approx(float(exact[1, 2]), abs=3e-8 * float(scale))

@@ -1,0 +1,137 @@
+"""``landscape collect``: results of many checkpoints joined over the training step."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from landscape.errors import ResultFileError, UsageError
+from landscape.text import natural_key
+from landscape_cli.options import examples
+from landscape_cli.reporting import REPORT, printable
+
+if TYPE_CHECKING:
+    from landscape.series_records import Series
+
+__all__ = ["register"]
+
+
+def collect(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RESULT...", help="Result files (.h5), or quoted globs such as 'results/*.h5'."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Series file to write.")
+    ] = Path("series.h5"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a series of other content.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """One table over the training step from the results of many checkpoints.
+
+    Eigenvalues, moments and density of every step, and the overlap of the top eigenspace with the
+    previous checkpoint's where eigenvectors were stored (hessian --save-vectors).
+    """
+    from landscape.series_store import collect_files, kind_of
+    from landscape_cli.render_series import report_series
+
+    files = []
+    for path in _expand(results):
+        if kind_of(path) == "series":
+            # A second run with the same glob finds what the first has written.
+            REPORT.say(f"{printable(path)} is left out: it is a series itself")
+        else:
+            files.append(path)
+    if not files:
+        raise UsageError("no result to collect; expected result files of landscape hessian")
+    if any(_same_file(out, file) for file in files):
+        raise UsageError(
+            f"--out {out} is one of the results to collect; choose another name for the series"
+        )
+    series = collect_files(files)
+    for notice in series.notices:
+        REPORT.say(printable(notice))
+    new = _write(out, series, overwrite=overwrite)
+    report_series(REPORT, out, series, new=new)
+    if new:
+        REPORT.say(f"series: {printable(out)} ({len(series.step)} checkpoints)")
+    else:
+        REPORT.say(f"{printable(out)} is up to date; nothing to do")
+
+
+def _expand(patterns: Sequence[str]) -> list[Path]:
+    """The files that paths and globs stand for, each once; a path that exists is literal."""
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        path = os.path.expanduser(pattern)
+        usable = bool(path) and "\0" not in path
+        matches = [path] if usable and os.path.lexists(path) else []
+        if usable and not matches and glob.has_magic(path):
+            matches = sorted(glob.glob(path, recursive=True), key=natural_key)
+        if not matches:
+            raise UsageError(
+                f"no result {pattern!r}: no such file and no match (working directory "
+                f"{os.getcwd()}); expected a .h5 file of landscape hessian or a quoted glob "
+                "pattern. Check the path"
+            )
+        for match in matches:
+            found.setdefault(os.path.abspath(match), Path(match))
+    return list(found.values())
+
+
+def _same_file(one: Path, two: Path) -> bool:
+    return one.exists() and os.path.samefile(one, two)
+
+
+def _write(out: Path, series: Series, *, overwrite: bool) -> bool:
+    """Write the file unless it is there already; whether it was written.
+
+    Raises:
+        UsageError: it exists with other content, or is a result.
+    """
+    from landscape.series_store import content, kind_of, load_series, save_series
+
+    if out.exists():
+        try:
+            if kind_of(out) != "series":
+                raise UsageError(
+                    f"--out {out} is the result of a measurement, not a series; it is never "
+                    "replaced. Choose another name"
+                )
+            if content(load_series(out)) == content(series):
+                return False
+        except ResultFileError as error:
+            if not overwrite or out.is_dir():
+                raise UsageError(
+                    f"--out {out} exists and is no series file ({error}). Choose another name, or "
+                    "--overwrite"
+                ) from error
+        if not overwrite:
+            raise UsageError(
+                f"--out {out} exists and holds another series. Choose another name, or --overwrite"
+            )
+    save_series(out, series)
+    return True
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "collect",
+        epilog=examples(
+            "landscape collect 'results/*.hessian.*.h5' -o series.h5",
+            "landscape show series.h5",
+            "landscape plot series.h5 -o series.pdf",
+        ),
+    )(collect)

@@ -1,0 +1,258 @@
+"""Series files: results joined over the training step, in the same schema as result files.
+
+A series is a function of its results: the file has no date, and its ``content`` attribute is a hash
+of everything in it but the names of the result files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from landscape.errors import ResultFileError
+from landscape.results import MODULES, HessianResult
+from landscape.series import collect
+from landscape.series_records import Band, OperatorSeries, Series
+from landscape.store import SCHEMA, atomic_h5, load, open_untrusted, write_array
+
+__all__ = ["collect_files", "content", "kind_of", "load_series", "save_series"]
+
+# Axes of every array, and what stands for them at module blocks: xarray refuses a child's axis
+# that shares a parent's name.
+_RUN_TEXT = ("checkpoint", "checkpoint_sha256", "source", "key")
+_RUN = ("loss", "gradient_norm", "wall_seconds", "n_matvecs")
+_BANDS = ("trace", "trace_square", "negative_mass", "near_zero_mass")
+_PARTS = ("value", "stderr", "lower", "upper")
+_ARRAYS: Mapping[str, tuple[str, ...]] = {
+    "eigenvalues": ("step", "k"),
+    "residuals": ("step", "k"),
+    "converged": ("step", "k"),
+    "smallest": ("step", "k_smallest"),
+    "smallest_residuals": ("step", "k_smallest"),
+    "smallest_converged": ("step", "k_smallest"),
+    "resolution": ("step",),
+    "n_probes": ("step",),
+    "n_matvecs": ("step",),
+    "overlap": ("step",),
+    "overlap_converged": ("step",),
+    "positive": ("step", "log_lambda"),
+    "negative": ("step", "log_lambda"),
+}
+_NUMBERS: Mapping[str, type] = {"n": int, "overlap_size": int, "bandwidth": float}
+
+
+def kind_of(path: Path | str) -> Literal["result", "series"]:
+    """Whether a file is the result of one checkpoint or a series.
+
+    Raises:
+        ResultFileError: it is neither.
+    """
+    with open_untrusted(path) as file:
+        return "series" if file.attrs.get("kind") == "series" else "result"
+
+
+def collect_files(paths: Sequence[Path]) -> Series:
+    """Join result files; eigenvectors are read for two files at a time.
+
+    Raises:
+        ResultFileError: a file is not a result.
+        UsageError: the results do not belong to one series.
+    """
+
+    def without_vectors(result: HessianResult) -> HessianResult:
+        spectra = {
+            name: dataclasses.replace(spectrum, eigenvectors=None)
+            for name, spectrum in result.spectra.items()
+        }
+        return dataclasses.replace(result, spectra=spectra)
+
+    def vectors(index: int, operator: str) -> NDArray[Any] | None:
+        with open_untrusted(paths[index]) as file:
+            node = file[f"spectrum/{operator}"]
+            return np.asarray(node["eigenvectors"][()]) if "eigenvectors" in node else None
+
+    results = [without_vectors(load(path)) for path in paths]
+    return collect(results, sources=[str(path) for path in paths], vectors=vectors)
+
+
+def content(series: Series) -> str:
+    """SHA-256 of everything in a series but the names of the result files."""
+    digest = hashlib.sha256(SCHEMA.encode())
+    # Names as they are read back, since they need not be UTF-8.
+    texts: dict[str, Any] = {n: tuple(map(_text, getattr(series, n))) for n in _RUN_TEXT}
+    texts |= {"task": _text(series.task), "source": (), "notices": (), "warnings": ()}
+    for name, value in _flat(dataclasses.replace(series, **texts)):
+        digest.update(f"\n{name}=".encode())
+        if isinstance(value, np.ndarray):
+            # NaN has many bit patterns, and zero two.
+            plain = (
+                np.where(np.isnan(value), np.nan, value + 0) if value.dtype.kind == "f" else value
+            )
+            digest.update(f"{plain.dtype.str}{plain.shape}".encode())
+            digest.update(np.ascontiguousarray(plain).tobytes())
+        else:
+            digest.update(json.dumps(value, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _flat(record: Any) -> Iterator[tuple[str, Any]]:
+    """All leaves of a record, with their paths."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.name == "operators":
+            for name, part in value.items():
+                yield from ((f"{name}/{label}", leaf) for label, leaf in _flat(part))
+        elif isinstance(value, Band):
+            yield from ((f"{field.name}/{label}", leaf) for label, leaf in _flat(value))
+        else:
+            yield field.name, value
+
+
+def save_series(path: Path, series: Series) -> None:
+    """Write a series file atomically.
+
+    Raises:
+        ResultFileError: the folder cannot be written.
+    """
+    with atomic_h5(path) as file:
+        for name, value in (
+            ("schema", SCHEMA),
+            ("kind", "series"),
+            ("command", "collect"),
+            ("content", content(series)),
+            ("config", json.dumps(dict(series.config), default=str)),
+            ("task", _text(series.task)),
+            ("numbered", series.numbered),
+            ("n_parameters", series.n_parameters),
+            ("n_examples", series.n_examples),
+            ("warnings", json.dumps(series.warnings)),
+            ("notices", json.dumps(series.notices)),
+        ):
+            file.attrs[name] = value
+        run = file.create_group("run", track_order=True)
+        write_array(run, "step", series.step, ("step",))
+        for name in _RUN:
+            write_array(run, name, getattr(series, name), ("step",))
+        for name in _RUN_TEXT:
+            # Not in attributes: those hold 64 kB at most.
+            texts = np.array([_text(t) for t in getattr(series, name)], dtype=object)
+            data = run.create_dataset(name, data=texts, dtype=h5py.string_dtype())
+            data.dims[0].attach_scale(run["step"])
+        for operator in series.operators.values():
+            _write_operator(file, series.step, operator)
+
+
+def _text(text: str) -> str:
+    # File names need not be UTF-8, but HDF5's strings are.
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _place(name: str) -> str:
+    return f"operator/{name}"
+
+
+def _write_operator(file: h5py.File, step: NDArray[np.int64], operator: OperatorSeries) -> None:
+    group = file.require_group(_place(operator.operator))
+    prefix = "module_" if MODULES in operator.operator else ""
+    axes = {
+        "step": step,
+        "k": np.arange(1, operator.eigenvalues.shape[1] + 1),
+        "k_smallest": np.arange(1, operator.smallest.shape[1] + 1),
+        "log_lambda": operator.log_lambda,
+    }
+    for label, values in axes.items():
+        write_array(group, prefix + label, values, (prefix + label,))
+    for name, labels in _ARRAYS.items():
+        write_array(group, name, getattr(operator, name), tuple(prefix + a for a in labels))
+    for name in _BANDS:
+        for part in _PARTS:
+            values = getattr(getattr(operator, name), part)
+            write_array(group, _part(name, part), values, (f"{prefix}step",))
+    for name in _NUMBERS:
+        group.attrs[name] = getattr(operator, name)
+
+
+def _part(name: str, part: str) -> str:
+    return name if part == "value" else f"{name}_{part}"
+
+
+def load_series(path: Path | str) -> Series:
+    """Load a series file as the dataclass that :func:`landscape.series.collect` returned.
+
+    Raises:
+        ResultFileError: it is no series file, or damaged.
+    """
+    with open_untrusted(path) as file:
+        if file.attrs.get("kind") != "series":
+            raise ResultFileError(
+                f"{path} is the result of one checkpoint, not a series; expected a file of "
+                "landscape collect"
+            )
+        run = file["run"]
+        step = _numbers(run, "step", (None,)).astype(np.int64)
+        t = len(step)
+        columns: dict[str, Any] = {name: _texts(run, name, t) for name in _RUN_TEXT}
+        columns |= {name: _numbers(run, name, (t,)) for name in _RUN}
+        operators = {}
+        for name, node in file["operator"].items() if "operator" in file else ():
+            operators[name] = _read_operator(node, name, t)
+            for module, block in node["modules"].items() if "modules" in node else ():
+                label = f"{name}{MODULES}{module}"
+                operators[label] = _read_operator(block, label, t)
+        return Series(
+            step=step,
+            numbered=bool(file.attrs["numbered"]),
+            **columns,
+            task=str(file.attrs["task"]),
+            n_parameters=int(file.attrs["n_parameters"]),
+            n_examples=int(file.attrs["n_examples"]),
+            config=dict(json.loads(file.attrs["config"])),
+            operators=operators,
+            warnings=tuple(map(str, json.loads(file.attrs["warnings"]))),
+            notices=tuple(map(str, json.loads(file.attrs["notices"]))),
+        )
+
+
+def _read_operator(node: h5py.Group, name: str, t: int) -> OperatorSeries:
+    prefix = "module_" if MODULES in name else ""
+    sizes = {"step": t}
+    for axis in ("k", "k_smallest", "log_lambda"):
+        sizes[axis] = len(_numbers(node, prefix + axis, (None,)))
+    values: dict[str, Any] = {
+        array: _numbers(node, array, tuple(sizes[a] for a in axes))
+        for array, axes in _ARRAYS.items()
+    }
+    for band in _BANDS:
+        parts = {part: _numbers(node, _part(band, part), (t,)) for part in _PARTS}
+        values[band] = Band(**parts)
+    for attribute, convert in _NUMBERS.items():
+        values[attribute] = convert(node.attrs[attribute])
+    grid = _numbers(node, f"{prefix}log_lambda", (None,))
+    return OperatorSeries(operator=name, log_lambda=grid, **values)
+
+
+def _numbers(node: h5py.Group, name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    data = node[name]
+    values = np.asarray(data[()])
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"the array {name!r} holds {values.dtype}, not numbers")
+    if values.ndim != len(shape) or any(
+        want not in (None, size) for want, size in zip(shape, values.shape, strict=True)
+    ):
+        raise ValueError(f"{node.name}: the array {name!r} has shape {values.shape}, not {shape}")
+    return values.astype(np.bool_) if data.attrs.get("dtype") == "bool" else values
+
+
+def _texts(node: h5py.Group, name: str, t: int) -> tuple[str, ...]:
+    values = node[name].asstr(errors="backslashreplace")[()]
+    if np.shape(values) != (t,):
+        raise ValueError(f"{node.name}: {name!r} has shape {np.shape(values)}, not ({t},)")
+    return tuple(map(str, values))
