@@ -72,6 +72,7 @@ class Campaign:
     def products(self, problem: str, dtype: str) -> None:
         """Part (a): one gradient and one product."""
         ours = ["landscape", "landscape, block of 8", "landscape, rebuilt graph"]
+        ours += ["landscape, compiled"]
         peers = ["curvlinops", "hessian-eigenthings"]
         peers += ["curvlinops, written out", "curvlinops, written out, block of 8"]
         merged: dict[str, Any] = {}

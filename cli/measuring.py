@@ -51,6 +51,7 @@ def settings_from(common: Common) -> Settings:
         dtype=common.dtype,
         seed=common.seed,
         graph_memory=None if common.graph_memory is None else int(common.graph_memory * 2**30),
+        compiled=common.compiled,
         budget=Budget() if common.budget is None else Budget.parse(common.budget),
     )
 

@@ -196,6 +196,15 @@ class Common:
             "on a GPU). 0 rebuilds every graph for every product.",
         ),
     ] = None
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            rich_help_panel=_RUN,
+            help="Compile the Hessian's products: pays back after some hundred to thousand of "
+            "them. Checked against the plain product, which it falls back to with a notice.",
+        ),
+    ] = False
     seed: Annotated[
         int, typer.Option(metavar="N", rich_help_panel=_RUN, help="Seed of every random stream.")
     ] = 0

@@ -238,7 +238,12 @@ OPERATORS = ("hessian", "ggn", "fisher", "empirical-fisher", "residual")
 
 
 def curvature(
-    name: str, risk: Risk, *, graph_memory: int | None = None, seed: int = 0
+    name: str,
+    risk: Risk,
+    *,
+    graph_memory: int | None = None,
+    seed: int = 0,
+    compiled: bool = False,
 ) -> LinearOperator:
     """The operator of that name at the risk's anchor.
 
@@ -250,12 +255,18 @@ def curvature(
         risk: the loss at the anchor.
         graph_memory: bytes for kept gradient graphs.
         seed: seed of the labels of a Monte-Carlo Fisher matrix.
+        compiled: compile the products of the ``hessian``, or say in its product's ``fallback``
+            why not.
 
     Raises:
         UsageError: an unknown name, or a criterion that the operator does not fit.
     """
     if name == "hessian":
-        return CurvatureOperator(HessianProduct(risk, graph_memory=graph_memory), name)
+        if not compiled:
+            return CurvatureOperator(HessianProduct(risk, graph_memory=graph_memory), name)
+        from landscape.compiled import CompiledHessianProduct  # The compiler is heavy.
+
+        return CurvatureOperator(CompiledHessianProduct(risk, graph_memory=graph_memory), name)
     if name == "ggn" or (name == "fisher" and risk.criterion.fisher_is_ggn):
         return CurvatureOperator(GGNProduct(risk, graph_memory=graph_memory), name)
     if name == "fisher":

@@ -224,12 +224,19 @@ class HessianRun:
 
         meter = settings.budget.meter()
         operators: list[LinearOperator] = []
+        notes: list[str] = []
 
         def stop() -> bool:
             return meter.spent(sum(operator.n_matvecs for operator in operators))
 
         for name in self.options.operators:
-            whole = curvature(name, risk, graph_memory=settings.graph_memory, seed=settings.seed)
+            whole = curvature(
+                name,
+                risk,
+                graph_memory=settings.graph_memory,
+                seed=settings.seed,
+                compiled=settings.compiled,
+            )
             parts = [(name, whole, self.methods[name])]
             if self.options.per_module:
                 for module, positions in risk.space.modules().items():
@@ -251,6 +258,9 @@ class HessianRun:
                 )
                 if density is not None and found is not None:
                     densities[label], moments[label] = density, found
+            reason = getattr(getattr(whole, "product", None), "fallback", None)
+            if reason is not None:
+                notes.append(f"{name}: the products could not be compiled: {reason}")
             whole.release()
         cut = stop() and not self._is_whole(spectra, moments)
         info = RunInfo(
@@ -280,7 +290,7 @@ class HessianRun:
             + sum(d.n_matvecs for d in densities.values()),
             n_forward=int(risk.n_forward),
             n_gradient=int(risk.n_gradient),
-            warnings=tuple(self._warnings(spectra, cut=cut)),
+            warnings=(*notes, *self._warnings(spectra, cut=cut)),
         )
         return HessianResult(
             info=info,

@@ -32,6 +32,7 @@ class Settings:
         seed: seed of every random stream.
         graph_memory: bytes for kept gradient graphs; a share of the free memory where None.
         budget: seconds or products after which a run stops and reports what it has.
+        compiled: compile the Hessian's products; see :mod:`landscape.compiled`.
     """
 
     loss: LossKind = "task"
@@ -43,6 +44,7 @@ class Settings:
     seed: int = 0
     graph_memory: int | None = None
     budget: Budget = field(default_factory=Budget)
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.loss not in ("task", "behaviour", "relabelled"):

@@ -131,6 +131,15 @@ def is_exact(density: Density) -> bool:
     return bool(density.n_deflated == density.nodes.shape[1])
 
 
+def _outside(nodes: FloatArray) -> bool:
+    """Whether zero lies outside the spectrum: farther from its end than the nodes are apart there.
+
+    The outermost node also stands for what lies beyond it, but not farther than to its neighbour.
+    """
+    ends = nodes if nodes[0] > 0 else -nodes[::-1]
+    return bool(ends[0] > 0 and (len(ends) == 1 or ends[0] > ends[1] - ends[0]))
+
+
 def _resolution(
     nodes: FloatArray, weights: FloatArray, *, n: int, eps: float, exact: bool
 ) -> float:
@@ -145,8 +154,8 @@ def _resolution(
     cells = []
     for row, weight in zip(nodes, weights, strict=True):
         t = np.unique(row[weight > 0])
-        if t[0] > 0 or t[-1] < 0:
-            continue  # Extreme Ritz values are sharp: zero lies outside the spectrum.
+        if _outside(t):
+            continue
         k = int(np.abs(t).argmin())
         cells.append(max(abs(t[k] + t[j]) / 2 for j in (max(k - 1, 0), min(k + 1, len(t) - 1))))
     return max(floor, float(np.median(cells))) if cells else floor

@@ -155,3 +155,21 @@ def test_estimate_uses_student_t():
     found = estimate(np.array([1.0, 2.0, 3.0]))
     assert found.value == 2
     assert found.upper - found.lower == pytest.approx(2 * 4.302653 / np.sqrt(3), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_null_space_of_a_semi_definite_matrix_is_near_zero(dtype):
+    values = np.r_[np.zeros(120), np.geomspace(1e-3, 1, 80)]
+    op = operator(values, torch.float64)
+    op = DenseOperator(op.matrix.to(dtype))
+    options = HessianOptions(top=5, probes=6, steps=25, method="lanczos")
+    for seed in range(5):
+        found = measure_operator(op, "ggn", options, seed=seed, units=MemoryUnits())[2]
+        assert 0.5 < found.near_zero_mass.value < 0.8
+        assert found.negative_mass.value < 0.02
+
+
+def test_zero_outside_the_spectrum_is_no_null_space():
+    found = measured(seed=0, top=0, values=np.linspace(1, 3, 60), steps=12)[2]
+    assert found.near_zero_mass.value == 0
+    assert found.resolution < 1e-10
