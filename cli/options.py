@@ -201,7 +201,7 @@ class Common:
         typer.Option(
             "--compile",
             rich_help_panel=_RUN,
-            help="Compile the Hessian's products: pays back after some hundred to thousand of "
+            help="Compile the Hessian's products: pays back after thousands of "
             "them. Checked against the plain product, which it falls back to with a notice.",
         ),
     ] = False
