@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from landscape.results import HessianResult as HessianResult
     from landscape.risk import Risk as Risk
     from landscape.runs import hessian_spectrum as hessian_spectrum
+    from landscape.series import collect as collect
+    from landscape.series_store import load_series as load_series
     from landscape.settings import Settings as Settings
     from landscape.store import load as load
     from landscape.task import Task as Task
@@ -38,8 +40,10 @@ _HOME = {
     "Settings": "settings",
     "SquaredError": "criteria",
     "Task": "task",
+    "collect": "series",
     "hessian_spectrum": "runs",
     "load": "store",
+    "load_series": "series_store",
     "read_checkpoint": "checkpoint",
     "resolve_task": "task",
 }

@@ -366,6 +366,11 @@ def load(path: Path | str) -> HessianResult:
         ResultFileError: see :func:`open_untrusted`.
     """
     with open_untrusted(path) as file:
+        if file.attrs.get("kind") == "series":
+            raise ResultFileError(
+                f"{path} is a series of many checkpoints, not one result; read it with "
+                "landscape.load_series"
+            )
         info = _read_fields(RunInfo, file, "")
         return HessianResult(
             info=info,

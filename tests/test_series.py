@@ -502,3 +502,9 @@ def test_nothing_of_it_imports_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+def test_a_series_is_not_loaded_as_a_result(tmp_path):
+    save_series(tmp_path / "s.h5", collect([made_up(0), made_up(1)]))
+    with pytest.raises(ResultFileError, match="load_series"):
+        load(tmp_path / "s.h5")
