@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from landscape.errors import ResultFileError, UsageError
-from landscape.text import natural_key
 from landscape_cli.options import examples
 from landscape_cli.reporting import REPORT, printable
 
@@ -43,11 +40,16 @@ def collect(
     Eigenvalues, moments and density of every step, and the overlap of the top eigenspace with the
     previous checkpoint's where eigenvectors were stored (hessian --save-vectors).
     """
+    from landscape.paths import expand_paths
     from landscape.series_store import collect_files, kind_of
     from landscape_cli.render_series import report_series
 
     files = []
-    for path in _expand(results):
+    for path in expand_paths(
+        results,
+        what="result",
+        expected="a .h5 file of landscape hessian or a quoted glob pattern",
+    ):
         if kind_of(path) == "series":
             # A second run with the same glob finds what the first has written.
             REPORT.say(f"{printable(path)} is left out: it is a series itself")
@@ -68,26 +70,6 @@ def collect(
         REPORT.say(f"series: {printable(out)} ({len(series.step)} checkpoints)")
     else:
         REPORT.say(f"{printable(out)} is up to date; nothing to do")
-
-
-def _expand(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths and globs stand for, each once; a path that exists is literal."""
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        path = os.path.expanduser(pattern)
-        usable = bool(path) and "\0" not in path
-        matches = [path] if usable and os.path.lexists(path) else []
-        if usable and not matches and glob.has_magic(path):
-            matches = sorted(glob.glob(path, recursive=True), key=natural_key)
-        if not matches:
-            raise UsageError(
-                f"no result {pattern!r}: no such file and no match (working directory "
-                f"{os.getcwd()}); expected a .h5 file of landscape hessian or a quoted glob "
-                "pattern. Check the path"
-            )
-        for match in matches:
-            found.setdefault(os.path.abspath(match), Path(match))
-    return list(found.values())
 
 
 def _same_file(one: Path, two: Path) -> bool:

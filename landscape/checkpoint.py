@@ -15,7 +15,6 @@ Rules, in the order in which they apply to a file:
 from __future__ import annotations
 
 import difflib
-import glob
 import hashlib
 import math
 import os
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import NotFiniteError, UsageError
+from landscape.paths import expand_paths
 from landscape.pickles import (
     check_is_file,
     check_stored,
@@ -292,23 +292,10 @@ def expand_checkpoints(patterns: Sequence[str]) -> list[Path]:
     Raises:
         UsageError: a path that does not exist, or a pattern without a match.
     """
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        path = os.path.expanduser(pattern)
-        usable = bool(path) and "\0" not in path
-        matches = [path] if usable and os.path.lexists(path) else []
-        if usable and not matches and glob.has_magic(path):
-            matches = sorted(glob.glob(path, recursive=True), key=natural_key)
-        if not matches:
-            raise UsageError(
-                f"no checkpoint {pattern!r}: no such file and no match (working directory "
-                f"{os.getcwd()}); expected a file or a quoted glob pattern. Check the path"
-            )
-        for match in matches:
-            found.setdefault(os.path.abspath(match), Path(match))
+    found = expand_paths(patterns, what="checkpoint", expected="a file or a quoted glob pattern")
     if not found:
         raise UsageError("no checkpoint given; expected a file or a quoted glob pattern. Name one")
-    return list(found.values())
+    return found
 
 
 # Into a model ----------------------------------------------------------------------------------

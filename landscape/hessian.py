@@ -353,7 +353,9 @@ class _Job:
             )
 
         while steps > 0 and len(probes) < _MOST_PROBES:
-            if len(probes) >= options.probes and not self._too_wide(assembled()):
+            if len(probes) >= options.probes and (
+                options.error is None or not too_wide(self._moments(assembled()), options.error)
+            ):
                 break
             unit = f"probe-{self.unit}-{len(probes)}"
             stored = self.units.get(unit)
@@ -374,10 +376,6 @@ class _Job:
                 done += len(stored["nodes"])
             probes.append((stored["nodes"], stored["weights"]))
         return assembled() if probes or steps == 0 else None
-
-    def _too_wide(self, density: Density) -> bool:
-        error = self.options.error
-        return error is not None and too_wide(self._moments(density), error)
 
 
 def too_wide(found: Moments, error: float) -> bool:

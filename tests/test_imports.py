@@ -20,7 +20,7 @@ MODULES = sorted(LIBRARY.rglob("*.py"))
 # A module imports only from its own layer and those above it in this list.
 LAYERS = [
     {"errors", "text", "rng", "results", "memory", "smoothing", "budget", "reductions"},
-    {"criteria", "pickles", "tasks"},
+    {"criteria", "paths", "pickles", "tasks"},
     {"task", "data", "checkpoint", "params", "training_files"},
     {"risk", "training"},
     {"products"},
