@@ -204,7 +204,7 @@ class _Job:
         self.unit = name.replace("/", "|")  # Names of stored units are flat.
         self.operator, self.name, self.options = operator, name, options
         self.seed, self.units, self.progress = seed, units, progress
-        self.tol = default_tol(operator.dtype) if options.tol is None else options.tol
+        self.tol = default_tol(operator.precision) if options.tol is None else options.tol
         block = MODULES in name
         self.top, self.bottom = (options.fitting if block else options.wanted)(operator.n)
 

@@ -13,7 +13,7 @@ Meurant, Matrices, Moments and Quadrature (2010), chapter 6.
 
 from __future__ import annotations
 
-import tempfile
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.drift import Drift
 from landscape.errors import NotFiniteError
-from landscape.memory import total_memory
+from landscape.memory import allocate_rows
 from landscape.operators import LinearOperator
 from landscape.reductions import dot, gram, inner, norm
 from landscape.rng import normal, stream
@@ -43,8 +44,9 @@ class Lanczos:
         start: start vector (n,), need not be normalised.
         capacity: largest basis size; at most n minus the number of deflated vectors.
         deflate: orthonormal rows (d, n) that the basis stays orthogonal to.
-        full: reorthogonalise at every step; else only when rounding errors have grown to the root
-            of the rounding unit, which is enough for quadrature and costs a third.
+        drift: reorthogonalise only when, and against those vectors where, rounding errors have
+            grown to this power of the rounding unit. At 1/2 that keeps T as accurate and hides no
+            ghosts, at a third of the cost. Restarts and breakdowns end it. None: at every step.
         restarts: seed of the random vectors that continue after a breakdown.
 
     Cost: one matrix-vector product and about 8 n j flops for step j; (capacity + d + 1) n numbers.
@@ -57,7 +59,7 @@ class Lanczos:
         *,
         capacity: int,
         deflate: Tensor | None = None,
-        full: bool = True,
+        drift: float | None = None,
         restarts: int = 0,
     ) -> None:
         self.operator = operator
@@ -68,13 +70,15 @@ class Lanczos:
         if deflate is not None:
             self._rows[: self.d] = deflate
         self.T: FloatArray = np.zeros((self.capacity + 1, self.capacity + 1))
+        self._removed: FloatArray = np.zeros_like(self.T if drift is not None else self.T[:0])
         self.size = 0
         self.beta = 0.0
         self.broken = False  # The last step found an invariant subspace.
         self.n_breakdowns = 0
         self.scale = 0.0  # Largest |A q| seen: a lower bound of the norm of A.
         self._seed = restarts
-        self._drift = None if full else _Drift(torch.finfo(operator.dtype).eps)
+        eps = torch.finfo(operator.dtype).eps
+        self._drift = None if drift is None else Drift(eps, drift, operator.n)
         vector = start / norm(start)
         self._project_out(vector, 0)
         self._rows[self.d] = vector / norm(vector)
@@ -83,6 +87,11 @@ class Lanczos:
     def basis(self) -> Tensor:
         """The orthonormal rows (size, n)."""
         return self._rows[self.d : self.d + self.size]
+
+    @property
+    def following(self) -> Tensor:
+        """The next basis vector (n,)."""
+        return self._rows[self.d + self.size]
 
     @property
     def complete(self) -> bool:
@@ -94,18 +103,23 @@ class Lanczos:
         """T = Q A Q^T, (size, size)."""
         return self.T[: self.size, : self.size]
 
-    def _project_out(self, vector: Tensor, size: int) -> Tensor:
+    def _project_out(self, vector: Tensor, size: int, before: float | None = None) -> Tensor:
         """Remove the deflated rows and the first ``size`` basis vectors, in place.
 
         One pass is enough unless it takes away much of the vector, whose rounding errors it then
         leaves behind relatively larger; twice is (almost always) enough.
+
+        Args:
+            vector: the vector (n,).
+            size: number of basis vectors.
+            before: norm of the vector, where it is known.
 
         Returns:
             the coefficients along the basis vectors, (size,).
         """
         rows = self._rows[: self.d + size]
         total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
-        before = norm(vector)
+        before = norm(vector) if before is None else before
         for _ in range(5):
             coefficients = inner(rows, vector)
             vector.addmv_(rows.T, coefficients.to(vector.dtype), alpha=-1)
@@ -133,7 +147,6 @@ class Lanczos:
         vector = self.operator.matvec(current)
         if vector.data_ptr() == current.data_ptr():
             vector = vector.clone()  # An operator may hand its argument back.
-        self.scale = max(self.scale, norm(vector))
         # What the recurrence says first, so that the full pass only removes rounding errors.
         alpha = dot(current, vector)
         vector.add_(current, alpha=-alpha)
@@ -143,16 +156,24 @@ class Lanczos:
         elif len(coupled):
             row = torch.as_tensor(self.T[j, :j]).to(self._rows)
             vector.addmv_(self._rows[self.d : self.d + j].T, row, alpha=-1)
-        if self._drift is None or self._drift.exceeded(self.T, j, alpha, norm(vector), self.scale):
-            alpha += float(self._project_out(vector, j + 1)[j])
-        elif self.d:
-            self._project_out(vector, 0)
+        self.beta = norm(vector)
+        coupling = float(np.linalg.norm(self.T[j, :j]))
+        self.scale = max(self.scale, math.hypot(coupling, alpha, self.beta))
+        reach = j + 1
+        if self._drift is not None:
+            reach = self._drift.reach(self.T, j, alpha, self.beta, self.scale)
+        if reach or self.d:
+            removed = self._project_out(vector, reach, self.beta).cpu().numpy()
+            alpha += float(removed[j]) if reach > j else 0.0
+            if self._drift is not None:
+                above = removed[:j]
+                self._removed[: len(above), j] = above
+            self.beta = norm(vector)
         self.T[j, j] = alpha
         self.size = j + 1
-        self.beta = norm(vector)
         self.broken = self.beta <= 10 * torch.finfo(self.operator.dtype).eps * self.scale
         if self.broken:
-            self.beta = 0.0
+            self.beta, self._drift = 0.0, None
             if self.complete:
                 return
             # An invariant subspace: any vector orthogonal to it continues the factorisation.
@@ -168,6 +189,23 @@ class Lanczos:
         values, coefficients = np.linalg.eigh(self.projected)
         return values, coefficients, np.abs(self.beta * coefficients[-1])
 
+    def refined(self) -> tuple[FloatArray, FloatArray]:
+        """Ritz values and coefficients with what reorthogonalisation removed taken into account.
+
+        Where a basis drifts, ``A Q^T = Q^T (T + E) + beta q e^T`` with the removed coefficients E,
+        which ``T`` alone leaves in the residuals. They enter by first-order perturbation theory,
+        except between neighbours closer than they are large.
+        """
+        values, coefficients, _ = self.ritz()
+        if self._drift is None:
+            return values, coefficients
+        removed = self._removed[: self.size, : self.size]
+        change = coefficients.T @ removed @ coefficients
+        gaps = values - values[:, None]  # theta_k - theta_i for row i, column k.
+        wide = np.abs(gaps) > 100 * np.abs(change).max(initial=0.0)
+        mixing = np.where(wide, change, 0.0) / np.where(wide, gaps, 1.0)
+        return values + np.diag(change), coefficients + coefficients @ mixing
+
     def vectors(self, coefficients: FloatArray) -> Tensor:
         """Rows ``coefficients^T Q`` (k, n) for coefficients (size, k), re-normalised."""
         rotation = torch.as_tensor(
@@ -180,7 +218,8 @@ class Lanczos:
 
     def restart(self, keep: NDArray[np.int64]) -> None:
         """Thick restart: keep the Ritz vectors of these indices and the next basis vector."""
-        values, coefficients, _ = self.ritz()
+        values, coefficients = self.refined()
+        coupling = self.beta * coefficients[-1, keep]
         rotation = torch.as_tensor(
             coefficients[:, keep].T.copy(), dtype=self.operator.dtype, device=self.operator.device
         )
@@ -189,8 +228,8 @@ class Lanczos:
         for start in range(0, self.operator.n, _CHUNK):
             columns = slice(start, start + _CHUNK)
             old[:k, columns] = rotation @ old[:, columns]
+        self._drift = None
         self._rows[self.d + k] = self._rows[self.d + self.size]
-        coupling = self.beta * coefficients[-1, keep]
         self.T[:] = 0
         self.T[np.arange(k), np.arange(k)] = values[keep]
         self.T[k, :k] = self.T[:k, k] = coupling
@@ -221,7 +260,13 @@ class Lanczos:
             "beta": self.beta,
             "scale": self.scale,
             "n_breakdowns": self.n_breakdowns,
+            **self._drift_state(),
         }
+
+    def _drift_state(self) -> dict[str, Any]:
+        if self._drift is None:
+            return {}
+        return {**self._drift.state(), "removed": self._removed[: self.size, : self.size].copy()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state` of a run with the same arguments."""
@@ -233,6 +278,13 @@ class Lanczos:
         self.beta = float(state["beta"])
         self.scale = float(state["scale"])
         self.n_breakdowns = int(state["n_breakdowns"])
+        if self._drift is None:
+            return
+        if "removed" in state:
+            self._drift.load_state(state)
+            self._removed[: self.size, : self.size] = np.asarray(state["removed"])
+        else:
+            self._drift = None
 
 
 def deviation(rows: Tensor) -> float:
@@ -241,47 +293,6 @@ def deviation(rows: Tensor) -> float:
         return 0.0
     difference = gram(rows) - torch.eye(len(rows), dtype=torch.float64, device=rows.device)
     return float(difference.abs().max())
-
-
-class _Drift:
-    """Estimates how far a basis has drifted from orthogonality without looking at it.
-
-    The inner products ``omega_{j,k} = q_j^T q_k`` obey the Lanczos recurrence with rounding errors
-    as its source. Below the root of the rounding unit they change T only by rounding, so the basis
-    is reorthogonalised (two steps in a row) only when the estimate passes that.
-
-    Source: Simon, The Lanczos algorithm with partial reorthogonalization, Math. Comp. 42 (1984).
-    """
-
-    def __init__(self, eps: float) -> None:
-        self._eps = eps
-        self._earlier = np.zeros(0)  # omega_{j-1, k} for k < j - 1, then 1.
-        self._current = np.ones(1)
-        self._again = False
-
-    def exceeded(self, T: FloatArray, j: int, alpha: float, beta: float, scale: float) -> bool:
-        """Advance to q_{j+1}; whether it must be reorthogonalised."""
-        if scale == 0:
-            return True
-        current, earlier = self._current, self._earlier
-        a, b = np.diag(T)[: j + 1], np.diag(T, -1)[:j]  # b[k] couples k and k + 1.
-        new = np.zeros(j + 2)
-        if beta > 0:
-            k = np.arange(j)
-            new[:j] = b[k] * current[k + 1] + (a[k] - alpha) * current[k]
-            new[1:j] += b[k[1:] - 1] * current[k[1:] - 1]
-            if j:
-                new[:j] -= b[j - 1] * earlier[:j]
-            new[:j] = (new[:j] + np.sign(new[:j]) * 2 * self._eps * (b[k] + beta)) / beta
-        size = abs(alpha) + beta + (b[j - 1] if j else 0.0)
-        new[j], new[j + 1] = self._eps * size / max(beta, self._eps * scale), 1.0
-        wide = bool(np.abs(new[: j + 1]).max(initial=0.0) > self._eps**0.5)
-        act = wide or self._again
-        self._again = wide and not self._again
-        if act:
-            new[: j + 1] = 2 * self._eps
-        self._earlier, self._current = current, new
-        return act
 
 
 def quadrature(
@@ -309,7 +320,7 @@ def quadrature(
 
     Cost: m matrix-vector products and (m + d + 1) n numbers.
     """
-    lanczos = Lanczos(operator, start, capacity=steps, deflate=deflate, full=False)
+    lanczos = Lanczos(operator, start, capacity=steps, deflate=deflate, drift=0.5)
     while lanczos.size < lanczos.capacity:
         lanczos.step()
         if on_step is not None:
@@ -319,17 +330,6 @@ def quadrature(
     nodes, vectors = np.linalg.eigh(lanczos.projected)
     weights = vectors[0] ** 2
     return nodes, weights / weights.sum()
-
-
-def allocate_rows(count: int, like: Tensor, n: int) -> Tensor:
-    """Uninitialised rows (count, n); on disk, memory-mapped, where half the memory is too small."""
-    size = count * n * like.element_size()
-    numpy_type = {torch.float32: np.float32, torch.float64: np.float64}.get(like.dtype)
-    if like.device.type != "cpu" or numpy_type is None or size <= total_memory(like.device) // 2:
-        return like.new_empty(count, n)
-    # The file has no name any more: the space is given back when the array or the process ends.
-    with tempfile.TemporaryFile(prefix="landscape-basis-") as file:
-        return torch.from_numpy(np.memmap(file, dtype=numpy_type, mode="w+", shape=(count, n)))
 
 
 FUNCTIONS: dict[str, Callable[[FloatArray], FloatArray]] = {

@@ -47,6 +47,11 @@ class LinearOperator(ABC):
         """An empty tensor of the products' dtype and device."""
         return torch.empty(0, dtype=self.dtype, device=self.device)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What the products are computed in, where that is less than what they are returned in."""
+        return self.dtype
+
     @abstractmethod
     def _matvec(self, vector: Tensor) -> Tensor:
         """Product with one vector (n,)."""
@@ -130,14 +135,21 @@ class CurvatureOperator(LinearOperator):
         self.positions = positions
         sizes = product.risk.space.sizes
         self.n = sum(sizes) if positions is None else sum(sizes[i] for i in positions)
-        self.dtype = product.risk.dtype
+        # A bfloat16 product belongs to float32 vectors: a basis in bfloat16 is not orthogonal.
+        self.dtype = torch.promote_types(product.risk.dtype, torch.float32)
         self.device = product.risk.device
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The risk's dtype."""
+        return self.product.risk.dtype
+
     def _matvec(self, vector: Tensor) -> Tensor:
-        return self.product.matvec(vector, self.positions)
+        product = self.product.matvec(vector.to(self.precision), self.positions)
+        return product.to(self.dtype)
 
     def _rows(self, rows: Tensor) -> Tensor:
-        return self.product.rows(rows, self.positions)
+        return self.product.rows(rows.to(self.precision), self.positions).to(self.dtype)
 
     def block(self, positions: Sequence[int]) -> CurvatureOperator:
         """The diagonal block of some parameters; it shares the kept graphs."""
@@ -158,6 +170,11 @@ class Combination(LinearOperator):
         self.terms = tuple(terms)
         first = terms[0][1]
         self.n, self.dtype, self.device = first.n, first.dtype, first.device
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest of the terms'."""
+        return max((t.precision for _, t in self.terms), key=lambda kind: torch.finfo(kind).eps)
 
     def _matvec(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)

@@ -7,11 +7,14 @@ columns are reduced in the vectors' dtype and summed in float64.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 __all__ = ["dot", "gram", "inner", "norm"]
 
+_FOLD = 1 << 12  # Length of the pieces of a single vector.
 _BLOCK = 1 << 14
 _WIDE = 1 << 22  # On a GPU reductions are trees, and every block costs a launch.
 
@@ -23,8 +26,23 @@ def _blocks(vector: Tensor) -> range:
     return range(0, n, _BLOCK if vector.device.type == "cpu" else _WIDE)
 
 
+def _folded(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of a vector (n,): as many whole blocks as it has (b, block), and what is left."""
+    size = min(_FOLD, max(vector.numel(), 1))
+    whole = vector.numel() // size * size
+    return vector[:whole].reshape(-1, size), vector[whole:]
+
+
 def norm(vector: Tensor) -> float:
-    """Euclidean norm, accumulated in float64."""
+    """Euclidean norm of a vector (n,), accumulated in float64."""
+    blocks, rest = _folded(vector)
+    norms = torch.linalg.vector_norm(blocks, dim=1).double()
+    found = math.hypot(
+        float(torch.linalg.vector_norm(norms)), float(torch.linalg.vector_norm(rest))
+    )
+    if 1e-15 < found < 1e15:
+        return found
+    # Squares may have left the range of the vector's own type.
     return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
@@ -40,7 +58,9 @@ def inner(rows: Tensor, vector: Tensor) -> Tensor:
 
 def dot(left: Tensor, right: Tensor) -> float:
     """Inner product of two vectors (n,), in float64."""
-    return float(inner(left[None], right))
+    (a, a_rest), (b, b_rest) = _folded(left), _folded(right)
+    total = torch.linalg.vecdot(a, b).double().sum() + torch.linalg.vecdot(a_rest, b_rest)
+    return float(total)
 
 
 def gram(rows: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Spectrum:
         method: ``dense`` (explicit matrix) or ``gram`` (Gram matrix of the GGN's factor), which
             give every eigenvalue, or ``lanczos``.
         eigenvalues: (k,), in loss units per squared parameter.
-        residuals: ``|A x - theta x|`` of every pair, (k,).
+        residuals: ``|A x - theta x|`` of every pair, or an upper bound of it, (k,).
         converged: residual within the tolerance times the largest |eigenvalue|, (k,).
         tol: that tolerance.
         top: how many of the eigenvalues were asked for as the largest.

@@ -19,7 +19,7 @@ MODULES = sorted(LIBRARY.rglob("*.py"))
 
 # A module imports only from its own layer and those above it in this list.
 LAYERS = [
-    {"errors", "text", "rng", "results", "memory", "smoothing", "budget", "reductions"},
+    {"errors", "text", "rng", "results", "memory", "smoothing", "budget", "reductions", "drift"},
     {"criteria", "paths", "pickles", "tasks"},
     {"task", "data", "checkpoint", "params", "training_files"},
     {"risk", "training"},
@@ -40,7 +40,7 @@ LAYERS = [
 # These read and write files or draw; all others are numerics.
 OUTER = {"store", "partial", "plotting", "runs", "series_store", "series_plot", "step_axis"}
 # The Krylov methods know nothing of networks.
-KRYLOV = {"errors", "rng", "memory", "operators", "reductions"}
+KRYLOV = {"errors", "rng", "memory", "drift", "operators", "reductions"}
 
 
 def imports(path: Path, *, top: bool = False) -> set[str]:

@@ -8,7 +8,8 @@ import torch
 
 from landscape.eigensolver import extreme_eigenpairs
 from landscape.errors import NotFiniteError, UsageError
-from landscape.krylov import Lanczos, allocate_rows, quadrature
+from landscape.krylov import Lanczos, quadrature
+from landscape.memory import allocate_rows
 from landscape.operators import DenseOperator
 from landscape.reductions import dot, gram, inner, norm
 
@@ -88,7 +89,10 @@ def test_residuals_are_true(dtype):
     matrix, rows = op.matrix.double(), pairs.vectors.double()
     theta = torch.from_numpy(pairs.values)
     true = torch.linalg.vector_norm(rows @ matrix - theta[:, None] * rows, dim=1)
-    assert np.allclose(true, pairs.residuals, rtol=1e-2, atol=10 * torch.finfo(dtype).eps)
+    rounding = 10 * torch.finfo(dtype).eps
+    assert (true.numpy() <= 1.01 * pairs.residuals + rounding).all()
+    together = float(torch.linalg.vector_norm(true))
+    assert (pairs.residuals <= 1.5 * together + rounding).all()
     assert (pairs.converged == (pairs.residuals <= 1e-3 * abs(pairs.values).max())).all()
 
 
@@ -120,17 +124,65 @@ def test_no_ghosts_at_500_steps_in_float32():
         assert (abs(ritz - value) < 0.01 * value).sum() == 1
 
 
-def test_state_continues_bit_for_bit():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["outliers", "power law"])
+def test_a_drifting_basis_leaves_residuals_of_rounding_size(name, dtype):
+    op = operator(SPREAD[name], dtype)
+    eps = torch.finfo(dtype).eps
+    lanczos = Lanczos(op, start(op.n, dtype), capacity=150, drift=0.65)
+    for _ in range(150):
+        lanczos.step()
+    assert 10 * eps < lanczos.orthogonality() < eps**0.6
+    values, coefficients = lanczos.refined()
+    estimates = abs(lanczos.beta * coefficients[-1])
+    top = slice(-8, None)
+    assert (estimates[top] < eps * values[-1]).all()
+    rows = lanczos.vectors(coefficients[:, top]).double()
+    gaps = rows @ op.matrix.double() - torch.from_numpy(values[top])[:, None] * rows
+    assert (gaps.norm(dim=1) < 10 * eps * values[-1]).all()
+    plain, unrefined, _ = lanczos.ritz()
+    rows = lanczos.vectors(unrefined[:, top]).double()
+    gaps = rows @ op.matrix.double() - torch.from_numpy(plain[top])[:, None] * rows
+    assert (gaps.norm(dim=1) > 10 * eps * values[-1]).any()
+
+
+class Shifting(DenseOperator):
+    """A matrix that changes slightly after some products, as an unstable loss would."""
+
+    def __init__(self, values, after):
+        super().__init__(operator(values).matrix)
+        self.after = after
+        self.other = 1e-4 * operator(np.linspace(-1, 1, len(values)), seed=5).matrix
+
+    def _matvec(self, vector):
+        product = super()._matvec(vector)
+        return product + self.other @ vector if self.n_matvecs > self.after else product
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_combined_residuals_show_products_that_do_not_repeat(seed):
+    values = np.r_[np.arange(11.0, 0, -1), np.linspace(-0.1, 0.1, 300)]
+    options = {"top": 10, "tol": 1e-7, "seed": seed}
+    steady = extreme_eigenpairs(Shifting(values, 10**6), **options)
+    assert steady.converged.all()
+    shifting = Shifting(values, steady.n_matvecs - 2)
+    found = extreme_eigenpairs(shifting, **options, max_matvecs=steady.n_matvecs)
+    assert not found.converged.all()
+    assert found.residuals.max() > 1e-5
+
+
+@pytest.mark.parametrize("basis", [30, None])
+def test_state_continues_bit_for_bit(basis):
     op = operator(SPECTRA["power law"])
-    whole = extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=30)
+    whole = extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=basis)
     seen = []
 
     def keep(done, snapshot):
         seen.append(snapshot())
 
-    extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=30, on_step=keep)
+    extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=basis, on_step=keep)
     for state in seen[3::17]:
-        again = extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=30, state=state)
+        again = extreme_eigenpairs(op, top=12, tol=1e-12, max_basis=basis, state=state)
         assert (again.values == whole.values).all()
         assert (again.residuals == whole.residuals).all()
         assert again.n_matvecs == whole.n_matvecs
@@ -218,7 +270,7 @@ def test_a_resumed_search_for_copies_is_the_same():
 def test_a_basis_larger_than_memory_lives_on_disk(monkeypatch):
     op = operator(SPECTRA["power law"])
     expected = extreme_eigenpairs(op, top=6, tol=1e-10, max_basis=20)
-    monkeypatch.setattr("landscape.krylov.total_memory", lambda device: 10_000)
+    monkeypatch.setattr("landscape.memory.total_memory", lambda device: 10_000)
     found = extreme_eigenpairs(op, top=6, tol=1e-10, max_basis=20)
     assert found.n_restarts > 0
     assert (found.values == expected.values).all()
@@ -239,14 +291,14 @@ def test_partial_reorthogonalisation_is_enough_for_quadrature(dtype, name):
     op = operator(values, dtype)
     v = start(op.n, dtype)
     full = Lanczos(op, v, capacity=100)
-    partial = Lanczos(op, v, capacity=100, full=False)
+    partial = Lanczos(op, v, capacity=100, drift=0.5)
     passes = {"full": 0, "partial": 0}
     for label, lanczos in (("full", full), ("partial", partial)):
         project = lanczos._project_out
 
-        def counted(vector, size, project=project, label=label):
-            passes[label] += size > 0
-            return project(vector, size)
+        def counted(vector, size, before=None, project=project, label=label):
+            passes[label] += size
+            return project(vector, size, before)
 
         lanczos._project_out = counted
         for _ in range(100):
@@ -254,7 +306,7 @@ def test_partial_reorthogonalisation_is_enough_for_quadrature(dtype, name):
     eps = torch.finfo(dtype).eps
     assert full.orthogonality() < 30 * eps
     assert partial.orthogonality() < 10 * eps**0.5
-    assert passes["partial"] < (0.75 if dtype == torch.float64 else 0.9) * passes["full"], passes
+    assert passes["partial"] < (0.75 if dtype == torch.float64 else 0.97) * passes["full"], passes
     scale = abs(values).max()
     for f in (lambda t: t / scale, lambda t: (t / scale) ** 3, lambda t: np.exp(t / scale)):
         sums = []
@@ -268,7 +320,7 @@ def test_long_float32_reductions_keep_their_digits():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(3, 700_000, generator=generator)
     exact = rows.double() @ rows.double().T
-    assert norm(rows[0]) == pytest.approx(float(exact[0, 0]) ** 0.5, rel=1e-9)
+    assert norm(rows[0]) == pytest.approx(float(exact[0, 0]) ** 0.5, rel=1e-8)
     scale = exact.diagonal().max()
     assert (gram(rows) - exact).abs().max() < 3e-7 * scale
     assert (inner(rows, rows[0]) - exact[:, 0]).abs().max() < 3e-7 * scale

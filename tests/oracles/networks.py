@@ -25,7 +25,9 @@ UNEQUAL = {"digits-mlp": (100, 137), "digits-cnn": (50, 81), "modular-addition":
 
 def build(name: str, *, seed: int = 0) -> Task:
     """A built-in task, a few optimiser steps away from its initial weights."""
-    task = resolve_task(name, NETWORKS[name]).task
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # Layers draw their weights from the global generator.
+        task = resolve_task(name, NETWORKS[name]).task
     model = task.model
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
