@@ -23,8 +23,8 @@ PROBLEMS = ("mlp", "convnet", "transformer")
 # that the rounding of a float32 product stays below the residual asked for.
 _FULL: dict[str, dict[str, Any]] = {
     "mlp": {"width": 128, "examples": 1024, "steps": 40},
-    "convnet": {"width": 32, "side": 8, "examples": 8, "steps": 4},
-    "transformer": {"width": 96, "layers": 4, "length": 24, "examples": 4, "steps": 10},
+    "convnet": {"width": 32, "side": 8, "examples": 16, "steps": 4},
+    "transformer": {"width": 96, "layers": 4, "length": 24, "examples": 16, "steps": 10},
 }
 _QUICK: dict[str, dict[str, Any]] = {
     "mlp": {"width": 16, "examples": 128, "steps": 60},

@@ -29,7 +29,9 @@ def demo(
     from landscape.plotting import plot_results
     from landscape.store import load
     from landscape.training import train
+    from landscape_cli.hessian_job import HessianJob
     from landscape_cli.measuring import measure_checkpoints
+    from landscape_cli.render import Sums
     from landscape_cli.train import training_table
 
     runs, results = folder / "checkpoints", folder / "results"
@@ -40,7 +42,7 @@ def demo(
     paths = [str(point.path) for point in points]
     common = Common(task="digits-mlp", out=results, json=json, quiet=quiet, seed=seed)
     with REPORT.without_tables():
-        files = measure_checkpoints(paths, common, HessianOptions())
+        files = measure_checkpoints(paths, common, HessianJob(HessianOptions(), Sums()))
     figure = folder / "spectrum.png"
     plot_results(files, figure)
     REPORT.table(_table([load(file) for file in files]))

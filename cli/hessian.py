@@ -115,6 +115,7 @@ def hessian(
     interrupted one continues where it was.
     """
     from landscape.hessian import HessianOptions
+    from landscape_cli.hessian_job import HessianJob
     from landscape_cli.measuring import measure_checkpoints
     from landscape_cli.render import Sums
 
@@ -135,7 +136,7 @@ def hessian(
         save_vectors=save_vectors,
     )
     sums = Sums.of(log_det, threshold)
-    files = measure_checkpoints(checkpoints, common, options, sums)
+    files = measure_checkpoints(checkpoints, common, HessianJob(options, sums))
     if plot is not None and files:
         from landscape.plotting import plot_results
 

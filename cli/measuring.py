@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from landscape.budget import Budget
 from landscape.checkpoint import expand_checkpoints, read_checkpoint
@@ -21,19 +20,50 @@ from landscape.errors import (
     TerminatedError,
     UsageError,
 )
-from landscape.hessian import HessianOptions, too_wide
+from landscape.measurement import Measurement
 from landscape.partial import PartialFile
-from landscape.results import HessianResult
-from landscape.runs import HessianRun
+from landscape.results import Result
 from landscape.settings import Settings
 from landscape.store import load, result_name, save
 from landscape.task import ResolvedTask, parse_settings, resolve_task
 from landscape_cli.options import Common
 from landscape_cli.progress import progress_bar
-from landscape_cli.render import Sums, report_result
 from landscape_cli.reporting import REPORT, printable
 
-__all__ = ["measure_checkpoints", "settings_from"]
+__all__ = ["Job", "measure_checkpoints", "require_writable", "settings_from"]
+
+Run = TypeVar("Run", bound=Measurement)
+Found = TypeVar("Found", bound=Result)
+
+
+class Job(ABC, Generic[Run, Found]):
+    """What one measuring command does with a checkpoint."""
+
+    remedy = "use --dtype float64 or a larger --tol"
+
+    @abstractmethod
+    def run(self, **shared: Any) -> Run:
+        """The measurement of one checkpoint, from what all commands share."""
+
+    @abstractmethod
+    def report(self, file: Path, result: Found, *, new: bool) -> None:
+        """Show a result."""
+
+    @abstractmethod
+    def converged(self, result: Found) -> bool:
+        """Whether ``--strict`` accepts it."""
+
+    @abstractmethod
+    def satisfied(self, result: Found, run: Run) -> bool:
+        """Whether a stored result has all that is asked for."""
+
+    def as_asked(self, result: Found, run: Run) -> Found:
+        """A stored result as the command line wants to see it."""
+        return result
+
+    @abstractmethod
+    def extend(self, earlier: Found, run: Run, units: PartialFile) -> None:
+        """Let a run add to a stored result without losing anything of it."""
 
 
 def settings_from(common: Common) -> Settings:
@@ -66,12 +96,7 @@ def prepare_task(common: Common, settings: Settings) -> tuple[ResolvedTask, Data
     return resolved, materialise(resolved.task.data, examples=settings.examples, seed=settings.seed)
 
 
-def measure_checkpoints(
-    patterns: Sequence[str],
-    common: Common,
-    options: HessianOptions,
-    sums: Sums = Sums(),  # noqa: B008  (frozen)
-) -> list[Path]:
+def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, Any]) -> list[Path]:
     """Measure every checkpoint and return the result files.
 
     Raises:
@@ -79,14 +104,14 @@ def measure_checkpoints(
     """
     settings = settings_from(common)
     paths = expand_checkpoints(patterns)
-    _require_writable(common.out)
+    require_writable(common.out)
     resolved, data = prepare_task(common, settings)
     files: list[Path] = []
     failures: list[LandscapeError] = []
     unconverged: list[str] = []
     for path in paths:
         try:
-            file, result = _measure(path, common, settings, options, resolved, data, sums)
+            file, result = _measure(path, common, settings, job, resolved, data)
         except TerminatedError:
             raise
         except LandscapeError as error:
@@ -99,7 +124,7 @@ def measure_checkpoints(
             failures.append(error)
             continue
         files.append(file)
-        if not all(bool(s.converged.all()) for s in result.spectra.values()):
+        if not job.converged(result):
             unconverged.append(str(path))
     if failures:
         if len(failures) == len(paths):
@@ -110,13 +135,13 @@ def measure_checkpoints(
         raise PartialFailureError(f"{len(failures)} of {len(paths)} checkpoints failed")
     if unconverged and common.strict:
         raise NotConvergedError(
-            f"not converged (--strict): {', '.join(unconverged)}. The results are stored; use "
-            "--dtype float64 or a larger --tol"
+            f"not converged (--strict): {', '.join(unconverged)}. The results are stored; "
+            f"{job.remedy}"
         )
     return files
 
 
-def _require_writable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     """Find out before the computation, not after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,28 +157,26 @@ def _measure(
     path: Path,
     common: Common,
     settings: Settings,
-    options: HessianOptions,
+    job: Job[Any, Any],
     resolved: ResolvedTask,
     data: DataSet,
-    sums: Sums,
-) -> tuple[Path, HessianResult]:
+) -> tuple[Path, Result]:
     checkpoint = read_checkpoint(
         path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
     )
-    run = HessianRun(
+    run = job.run(
         resolved=resolved,
         data=data,
         checkpoint=checkpoint,
         settings=settings,
-        options=options,
         argv=("landscape", *REPORT.argv),
     )
-    file = common.out / result_name(str(path), "hessian", run.key)
+    file = common.out / result_name(str(path), run.command, run.key)
     earlier = None if common.overwrite else _complete(file, run.key)
-    if earlier is not None and _satisfies(earlier, run):
-        earlier = _as_asked(earlier, run)
+    if earlier is not None and job.satisfied(earlier, run):
+        earlier = job.as_asked(earlier, run)
         REPORT.say(f"{printable(file)} is complete; nothing to do (--overwrite computes it again)")
-        report_result(REPORT, file, earlier, new=False, sums=sums)
+        job.report(file, earlier, new=False)
         return file, earlier
     units = PartialFile(file, run.key, interval=common.flush_seconds)
     if common.overwrite:
@@ -161,8 +184,7 @@ def _measure(
     if units.n_resumed:
         REPORT.say(f"resuming from {printable(units.path)} ({units.n_resumed} finished units)")
     if earlier is not None:
-        run.options = _extended(options, earlier)
-        _reuse_probes(earlier, units)
+        job.extend(earlier, run, units)
     try:
         with progress_bar(path.name, quiet=common.quiet) as progress:
             result = run.measure(units=units, progress=progress)
@@ -174,11 +196,11 @@ def _measure(
         units.remove()
     else:
         units.flush()
-    report_result(REPORT, file, result, sums=sums)
+    job.report(file, result, new=True)
     return file, result
 
 
-def _complete(file: Path, key: str) -> HessianResult | None:
+def _complete(file: Path, key: str) -> Result | None:
     if not file.exists():
         return None
     result = load(file)
@@ -188,56 +210,3 @@ def _complete(file: Path, key: str) -> HessianResult | None:
             "--out, or --overwrite"
         )
     return result
-
-
-def _as_asked(result: HessianResult, run: HessianRun) -> HessianResult:
-    """A result that shows as many eigenvalues as are asked for: exact ones are all in the file."""
-    top, bottom = run.wanted
-    spectra = {
-        name: dataclasses.replace(spectrum, top=top, bottom=bottom) if spectrum.exact else spectrum
-        for name, spectrum in result.spectra.items()
-    }
-    return dataclasses.replace(result, spectra=spectra)
-
-
-def _satisfies(result: HessianResult, run: HessianRun) -> bool:
-    """Whether a complete result has all that is asked for; a larger request continues it."""
-    options = run.options
-    if result.info.status != "complete":
-        return False
-    for name in options.operators:
-        if name not in result.spectra:
-            return False
-        spectrum = result.spectra[name]
-        stored = (spectrum.top, spectrum.bottom)
-        if options.save_vectors and (spectrum.eigenvectors is None or stored != run.wanted):
-            return False
-        found = result.moments.get(name)
-        if found is not None and 0 < found.n_probes < options.probes:
-            return False
-        if found is not None and options.error is not None and too_wide(found, options.error):
-            return False
-    return True
-
-
-def _extended(options: HessianOptions, earlier: HessianResult) -> HessianOptions:
-    """The options that add to a complete result without losing anything of it."""
-    probes = [moments.n_probes for moments in earlier.moments.values()]
-    stored = any(s.eigenvectors is not None for s in earlier.spectra.values())
-    return dataclasses.replace(
-        options,
-        probes=max(options.probes, *probes),
-        save_vectors=options.save_vectors or stored,
-    )
-
-
-def _reuse_probes(result: HessianResult, units: PartialFile) -> None:
-    """Take the probes of a complete result as finished units."""
-    for name, density in result.densities.items():
-        d, unit = density.n_deflated, name.replace("/", "|")
-        if result.spectra[name].exact:
-            continue
-        for index, (nodes, weights) in enumerate(zip(density.nodes, density.weights, strict=True)):
-            kept = np.flatnonzero(weights[d:] > 0) + d
-            bulk = weights[kept] / weights[kept].sum()
-            units.put(f"probe-{unit}-{index}", {"nodes": nodes[kept], "weights": bulk})

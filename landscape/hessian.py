@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from landscape.operators import OPERATORS, LinearOperator
 from landscape.results import MODULES, Density, FloatArray, Moments, Spectrum
 from landscape.spectrum import EXACT_LIMIT, dense_spectrum, gram_spectrum, lanczos_spectrum
 from landscape.sums import moments
+from landscape.units import Progress, Units, silent
 
-__all__ = ["HessianOptions", "Units", "choose_method", "measure_operator", "too_wide"]
+__all__ = ["HessianOptions", "choose_method", "measure_operator", "too_wide"]
 
 Method = Literal["auto", "exact", "lanczos"]
 Path = Literal["dense", "gram", "lanczos"]
@@ -91,28 +92,10 @@ class HessianOptions:
         return min(top, n), min(bottom, n - min(top, n))
 
 
-class Units(Protocol):
-    """Where finished units of work are kept; see :mod:`landscape.partial`."""
-
-    seconds: float
-
-    def get(self, name: str) -> dict[str, Any] | None:
-        """The unit of that name, if stored."""
-
-    def put(self, name: str, unit: Mapping[str, Any]) -> None:
-        """Store a unit."""
-
-    def drop(self, name: str) -> None:
-        """Forget a unit."""
-
-    def due(self) -> bool:
-        """Whether unfinished state should be stored now."""
+"""Called with a phase, the products done in it, and their expected number where known."""
 
 
 _MOST_PROBES = 10_000
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a phase, the products done in it, and their expected number where known."""
 
 
 def choose_method(method: Method, name: str, n: int, gram_rows: int | None) -> Path:
@@ -154,7 +137,7 @@ def measure_operator(
     path: Path | None = None,
     factor: Callable[..., Tensor] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    progress: Progress = lambda phase, done, total: None,
+    progress: Progress = silent,
 ) -> tuple[Spectrum, Density | None, Moments | None]:
     """Spectrum of one operator and, where asked for, its density and moments.
 

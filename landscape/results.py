@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Density", "Estimate", "HessianResult", "Moments", "RunInfo", "Spectrum", "block_size"]
+__all__ = [
+    "Density",
+    "Estimate",
+    "HessianResult",
+    "Moments",
+    "Result",
+    "RunInfo",
+    "Spectrum",
+    "block_size",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -167,7 +176,14 @@ class RunInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HessianResult:
+class Result:
+    """What every measurement returns at least."""
+
+    info: RunInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class HessianResult(Result):
     """Result of ``landscape hessian``: by operator, its spectrum, density and moments.
 
     Diagonal blocks of modules stand under ``<operator>/modules/<name>``.
@@ -176,7 +192,6 @@ class HessianResult:
         indices: the examples that were used, where a subset was asked for.
     """
 
-    info: RunInfo
     spectra: Mapping[str, Spectrum]
     densities: Mapping[str, Density] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)

@@ -1,27 +1,18 @@
-"""One measurement of one checkpoint: from a task and weights to a result with its provenance."""
+"""The ``hessian`` measurement of one checkpoint: from a task and weights to a result."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import functools
-import hashlib
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
-from landscape.data import DataSet, materialise, micro_batches
-from landscape.gram import factor, factor_width
+from landscape.gram import factor
 from landscape.hessian import (
     HessianOptions,
-    Progress,
-    Units,
     choose_method,
     default_tol,
     measure_operator,
@@ -30,53 +21,40 @@ from landscape.hessian import (
 from landscape.hessian import (
     Path as Route,
 )
-from landscape.memory import total_memory
+from landscape.measurement import Measurement, Stopwatch, prepared
 from landscape.operators import LinearOperator, curvature
 from landscape.params import ParameterSpace
 from landscape.partial import MemoryUnits
-from landscape.results import MODULES, HessianResult, Moments, RunInfo, Spectrum
-from landscape.risk import Risk
-from landscape.settings import (
-    Settings,
-    device_name,
-    resolve_device,
-    resolve_dtype,
-    versions,
-)
+from landscape.results import MODULES, HessianResult, Moments, Spectrum
+from landscape.settings import Settings, resolve_device
 from landscape.spectrum import check_wanted
-from landscape.store import SCHEMA, run_key
-from landscape.task import ResolvedTask, Task, resolve_task
+from landscape.store import run_key
+from landscape.task import ResolvedTask, Task
+from landscape.units import Progress, Units, silent
 
 __all__ = ["HessianRun", "hessian_spectrum"]
 
 
 @dataclass(kw_only=True)
-class HessianRun:
+class HessianRun(Measurement):
     """A prepared ``hessian`` measurement of one checkpoint; :meth:`measure` does it.
 
+    The key does not depend on the batch size, the device, the number of probes or what is saved
+    besides.
+
     Args:
-        resolved: the task; its model receives the weights.
-        data: the task's data, read once for all checkpoints.
-        checkpoint: the weights, or None to take the model's own.
-        settings: what all measurements share.
-        options: what to measure.
+        options: what to measure; for the others see :class:`landscape.measurement.Measurement`.
 
     Attributes:
         methods: ``dense``, ``gram`` or ``lanczos`` of every operator.
         wanted: numbers of largest and smallest eigenvalues that are asked for.
-        key: SHA-256 of everything that determines the estimates; not of the batch size, the
-            device, the number of probes or what is saved besides.
     """
 
-    resolved: ResolvedTask
-    data: DataSet
-    checkpoint: Checkpoint | None
-    settings: Settings
+    command: ClassVar[str] = "hessian"
+
     options: HessianOptions
-    argv: Sequence[str] = ()
     methods: dict[str, Route] = field(init=False)
     wanted: tuple[int, int] = field(init=False)
-    key: str = field(init=False)
 
     def __post_init__(self) -> None:
         model = self.resolved.task.model
@@ -90,9 +68,7 @@ class HessianRun:
         self._top, self._bottom = self.wanted = options.wanted(n)
         check_wanted(n, self._top, self._bottom)
         exact = any(method != "lanczos" for method in self.methods.values())
-        default = "float64" if exact and self._device.type != "mps" else "float32"
-        self._dtype_name = settings.dtype or default
-        self._dtype = resolve_dtype(self._dtype_name, self._device)
+        self._choose_precision("float64" if exact else "float32")
         self._tol = default_tol(self._dtype) if options.tol is None else options.tol
         self.key = self._key()
 
@@ -106,29 +82,14 @@ class HessianRun:
         convex = criterion.fisher_is_ggn or self.settings.loss == "behaviour"
         if self.options.method == "lanczos" or not (convex or self.options.method == "exact"):
             return None
-        # The outputs' shape is all that is needed: one forward pass of two examples tells it.
-        model = task.model
-        own = next(p.dtype for p in model.parameters() if p.requires_grad)
-        two = materialise([micro_batches(self.data, 2)[0]])
-        width = factor_width(Risk(task, two, device=self._device, dtype=own))
-        terms = sum(criterion.weight(batch) for batch in self.data.batches)
-        rows = int(terms) * width
-        return rows if rows * n * 8 <= total_memory(torch.device("cpu")) // 4 else None
+        return self.factor_rows(n)
 
     @property
     def config(self) -> dict[str, Any]:
         """Every resolved option that the estimates depend on."""
-        settings, options = self.settings, self.options
+        options = self.options
         return {
-            "command": "hessian",
-            "set": self.resolved.settings,
-            "criterion": self.resolved.task.resolved_criterion.name,
-            "units": self.resolved.task.resolved_criterion.units,
-            "loss": settings.loss,
-            "params": list(settings.params),
-            "examples": settings.examples,
-            "dtype": self._dtype_name,
-            "seed": settings.seed,
+            **self.shared_config(),
             "operators": list(options.operators),
             "method": self.methods,
             "top": self._top,
@@ -141,7 +102,7 @@ class HessianRun:
         }
 
     def _key(self) -> str:
-        parts = {**self.config, **self._identity()}
+        parts = {**self.config, **self.identity()}
         if all(method != "lanczos" for method in self.methods.values()):
             # All eigenvalues are found whatever part of them is asked for.
             for name in ("top", "bottom", "steps", "multiplicity"):
@@ -152,51 +113,11 @@ class HessianRun:
             parts["batch_size"] = None if exact else self.settings.batch_size
         return run_key(parts)
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "task_sha256": self.resolved.sha256,
-            "checkpoint_sha256": self._checkpoint_sha256(),
-            "data": self.data.digest,
-        }
-
-    def _checkpoint_sha256(self) -> str:
-        if self.checkpoint is not None:
-            return self.checkpoint.sha256
-        digest = hashlib.sha256()
-        for name, tensor in self.resolved.task.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            )
-        return digest.hexdigest()
-
-    def risk(self) -> Risk:
-        """Load the weights into the model and return the risk at them.
-
-        Raises:
-            CheckpointError: the weights do not fit.
-            NotFiniteError: they are not finite.
-        """
-        task, settings = self.resolved.task, self.settings
-        # Cast first: weights of higher precision than the model's must not be rounded twice.
-        task.model.to(dtype=self._dtype, device=self._device)
-        if self.checkpoint is not None:
-            load_into(task.model, self.checkpoint)
-        return Risk(
-            task,
-            self.data,
-            loss=settings.loss,
-            params=settings.params,
-            batch_size=settings.batch_size,
-            device=self._device,
-            dtype=self._dtype,
-        )
-
     def measure(
         self,
         *,
         units: Units | None = None,
-        progress: Progress = lambda phase, done, total: None,
+        progress: Progress = silent,
     ) -> HessianResult:
         """Measure and return the result.
 
@@ -210,16 +131,14 @@ class HessianRun:
         """
         units = MemoryUnits() if units is None else units
         settings = self.settings
-        started = datetime.now(UTC)
         risk = self.risk()
         loss = risk.require_deterministic()
         gradient_norm = float(torch.linalg.vector_norm(risk.gradient().double()))
-        clock = time.monotonic()
-        earlier = units.seconds
+        watch = Stopwatch(units)
         spectra, densities, moments = {}, {}, {}
 
         def tick(phase: str, done: int, total: int | None) -> None:
-            units.seconds = earlier + time.monotonic() - clock
+            watch.note()
             progress(phase, done, total)
 
         meter = settings.budget.meter()
@@ -263,33 +182,15 @@ class HessianRun:
                 notes.append(f"{name}: the products could not be compiled: {reason}")
             whole.release()
         cut = stop() and not self._is_whole(spectra, moments)
-        info = RunInfo(
-            schema=SCHEMA,
-            command="hessian",
-            argv=tuple(self.argv),
+        info = self.info(
             config={**self.config, "probes": self.options.probes},
-            key=self.key,
-            seed=self.settings.seed,
-            versions=versions(),
-            device=device_name(self._device),
-            dtype=self._dtype_name,
-            task=self.resolved.name,
-            task_sha256=self.resolved.sha256,
-            checkpoint="" if self.checkpoint is None else self.checkpoint.path,
-            checkpoint_sha256=self._checkpoint_sha256(),
-            step=None if self.checkpoint is None else self.checkpoint.step,
-            n_parameters=risk.n,
-            n_examples=self.data.n_examples,
+            risk=risk,
             loss=loss,
             gradient_norm=gradient_norm,
             status="budget" if cut else "complete",
-            started=started.isoformat(timespec="seconds"),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            wall_seconds=earlier + time.monotonic() - clock,
+            watch=watch,
             n_matvecs=sum(s.n_matvecs for s in spectra.values())
             + sum(d.n_matvecs for d in densities.values()),
-            n_forward=int(risk.n_forward),
-            n_gradient=int(risk.n_gradient),
             warnings=(*notes, *self._warnings(spectra, cut=cut)),
         )
         return HessianResult(
@@ -330,8 +231,6 @@ class HessianRun:
                     f"{name}: {missed} of {len(spectrum.converged)} eigenvalues are not converged "
                     f"(largest residual {worst:.2e}); use --dtype float64 or a larger --tol"
                 )
-        if self.checkpoint is not None and self.checkpoint.unsafe_pickle:
-            found.append("the checkpoint was loaded with --unsafe-pickle")
         return found
 
 
@@ -364,17 +263,7 @@ def hessian_spectrum(
         1210
     """
     settings = Settings() if settings is None else settings
-    if isinstance(task, str):
-        task = resolve_task(task, task_settings)
-    if isinstance(task, Task):
-        # The measurement casts the model and loads weights into it: the caller's stays as it is.
-        task = dataclasses.replace(task, model=copy.deepcopy(task.model))
-        task = ResolvedTask(task=task, name="(in memory)", path="", sha256="", settings={})
-    data = materialise(task.task.data, examples=settings.examples, seed=settings.seed)
     return HessianRun(
-        resolved=task,
-        data=data,
-        checkpoint=None if checkpoint is None else read_checkpoint(Path(checkpoint)),
-        settings=settings,
+        **prepared(task, checkpoint, settings, task_settings),
         options=HessianOptions() if options is None else options,
     ).measure()

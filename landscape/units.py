@@ -1,0 +1,36 @@
+"""Units of work: what an interrupted run keeps, and how a run says how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+__all__ = ["Progress", "Units", "silent"]
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with a phase, the work done in it and all of it where that is known."""
+
+
+def silent(phase: str, done: int, total: int | None) -> None:
+    """Progress that nobody watches."""
+
+
+class Units(Protocol):
+    """Where finished units of work are kept; see :mod:`landscape.partial`."""
+
+    seconds: float
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The unit of that name, if stored."""
+
+    def put(self, name: str, unit: Mapping[str, Any]) -> None:
+        """Store a unit."""
+
+    def drop(self, name: str) -> None:
+        """Forget a unit."""
+
+    def due(self) -> bool:
+        """Whether unfinished state should be stored now."""
+
+
+_MOST_PROBES = 10_000
