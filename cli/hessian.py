@@ -19,7 +19,7 @@ __all__ = ["register"]
 _WHAT = "Measurement"
 
 
-@shared_options
+@shared_options()
 def hessian(
     checkpoints: Annotated[
         list[str],
@@ -117,10 +117,11 @@ def hessian(
     from landscape.hessian import HessianOptions
     from landscape_cli.hessian_job import HessianJob
     from landscape_cli.measuring import measure_checkpoints
+    from landscape_cli.plot import check_ending
     from landscape_cli.render import Sums
 
     if plot is not None:
-        _check_ending(plot)
+        check_ending(plot, "--plot")
     options = HessianOptions(
         operators=tuple(dict.fromkeys(operator or ["hessian"])),
         top=top,
@@ -142,16 +143,6 @@ def hessian(
 
         plot_results(files, plot)
         REPORT.say(f"figure: {printable(plot)}")
-
-
-def _check_ending(figure: Path) -> None:
-    """Find out before the computation, not after it."""
-    from landscape.errors import UsageError
-
-    if figure.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UsageError(
-            f"--plot {figure}: the ending {figure.suffix!r} is not known; expected .png, .pdf, .svg"
-        )
 
 
 def _method(name: str):  # type: ignore[no-untyped-def]  # a Literal once checked

@@ -45,6 +45,10 @@ class Job(ABC, Generic[Run, Found]):
     def run(self, **shared: Any) -> Run:
         """The measurement of one checkpoint, from what all commands share."""
 
+    def suffix(self) -> str:
+        """What the name of a result file ends in before ``.h5``."""
+        return ""
+
     @abstractmethod
     def report(self, file: Path, result: Found, *, new: bool) -> None:
         """Show a result."""
@@ -171,7 +175,7 @@ def _measure(
         settings=settings,
         argv=("landscape", *REPORT.argv),
     )
-    file = common.out / result_name(str(path), run.command, run.key)
+    file = common.out / result_name(str(path), run.command, run.key, job.suffix())
     earlier = None if common.overwrite else _complete(file, run.key)
     if earlier is not None and job.satisfied(earlier, run):
         earlier = job.as_asked(earlier, run)
@@ -203,7 +207,7 @@ def _measure(
 def _complete(file: Path, key: str) -> Result | None:
     if not file.exists():
         return None
-    result = load(file)
+    result: Result = load(file)
     if result.info.key != key:
         raise ResultFileError(
             f"{file} holds a result of another configuration whose key begins alike; use another "

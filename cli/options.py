@@ -273,37 +273,51 @@ class Common:
     flush_seconds: Annotated[float, typer.Option(hidden=True)] = 30.0
 
 
-def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace a command's parameter ``common: Common`` by the fields of :class:`Common`."""
-    hints = get_type_hints(function, include_extras=True)
-    shared = get_type_hints(Common, include_extras=True)
-    own = [
-        p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for p in inspect.signature(function).parameters.values()
-        if p.name != "common"
-    ]
-    fields = [
-        inspect.Parameter(
-            f.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default,
-            annotation=shared[f.name],
-        )
-        for f in dataclasses.fields(Common)
-    ]
+def shared_options(
+    *, without: tuple[str, ...] = (), **defaults: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Replace a command's parameter ``common: Common`` by the fields of :class:`Common`.
 
-    def command(**values: Any) -> Any:
-        common = Common(**{f.name: values.pop(f.name) for f in dataclasses.fields(Common)})
-        # A configuration file may ask for these too.
-        REPORT.use_json(common.json)
-        REPORT.quiet, REPORT.debug = common.quiet, common.debug
-        return function(common=common, **values)
+    Args:
+        without: fields that the command does not offer.
+        defaults: of the command, where they differ from the others'.
+    """
 
-    command.__name__ = function.__name__
-    command.__doc__ = function.__doc__
-    command.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in [*own, *fields]}
-    return command
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(function, include_extras=True)
+        shared = get_type_hints(Common, include_extras=True)
+        own = [
+            p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(function).parameters.values()
+            if p.name != "common"
+        ]
+        offered = [f for f in dataclasses.fields(Common) if f.name not in without]
+        fields = [
+            inspect.Parameter(
+                f.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty
+                if f.default is dataclasses.MISSING
+                else defaults.get(f.name, f.default),
+                annotation=shared[f.name],
+            )
+            for f in offered
+        ]
+
+        def command(**values: Any) -> Any:
+            common = Common(**{f.name: values.pop(f.name) for f in offered})
+            # A configuration file may ask for these too.
+            REPORT.use_json(common.json)
+            REPORT.quiet, REPORT.debug = common.quiet, common.debug
+            return function(common=common, **values)
+
+        command.__name__ = function.__name__
+        command.__doc__ = function.__doc__
+        command.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in [*own, *fields]}
+        return command
+
+    return decorate
 
 
 def examples(*lines: str) -> str:

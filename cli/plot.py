@@ -8,7 +8,7 @@ import typer
 from landscape_cli.options import examples
 from landscape_cli.reporting import REPORT, printable
 
-__all__ = ["register"]
+__all__ = ["check_ending", "register"]
 
 
 def plot(
@@ -44,6 +44,21 @@ def plot(
         }
     )
     REPORT.say(f"figure: {printable(target)}")
+
+
+def check_ending(figure: Path, option: str) -> None:
+    """Find out before the computation, not after it.
+
+    Raises:
+        UsageError: the figure's ending is not known.
+    """
+    from landscape.errors import UsageError
+
+    if figure.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UsageError(
+            f"{option} {figure}: the ending {figure.suffix!r} is not known; expected .png, .pdf, "
+            ".svg"
+        )
 
 
 def register(app: typer.Typer) -> None:

@@ -26,13 +26,14 @@ def show(
     from landscape.errors import UsageError
     from landscape.series_store import kind_of, load_series
     from landscape.store import load
-    from landscape_cli.render import Sums, report_result
+    from landscape_cli.render import Sums
+    from landscape_cli.render_any import report_any
     from landscape_cli.render_series import report_series
 
     sums = Sums.of(log_det, threshold)
     for path in results:
         if kind_of(path) != "series":
-            report_result(REPORT, path, load(path), sums=sums)
+            report_any(REPORT, path, load(path), sums=sums)
         elif log_det or threshold:
             raise UsageError(
                 f"--log-det and --threshold: {path} is a series, which has no probes to sum over. "

@@ -19,6 +19,7 @@ from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
 from landscape.data import DataSet, materialise, micro_batches
 from landscape.gram import factor_width
 from landscape.memory import total_memory
+from landscape.params import ParameterSpace
 from landscape.results import Result, RunInfo
 from landscape.risk import Risk
 from landscape.settings import Settings, device_name, resolve_device, resolve_dtype, versions
@@ -108,20 +109,26 @@ class Measurement(ABC):
             )
         return digest.hexdigest()
 
-    def risk(self) -> Risk:
-        """Load the weights into the model and return the risk at them.
+    def load(self) -> ParameterSpace:
+        """Load the weights into the model and return its selected parameters.
 
         Raises:
             CheckpointError: the weights do not fit.
             NotFiniteError: they are not finite.
         """
-        task, settings = self.resolved.task, self.settings
+        model = self.resolved.task.model
         # Cast first: weights of higher precision than the model's must not be rounded twice.
-        task.model.to(dtype=self._dtype, device=self._device)
+        model.to(dtype=self._dtype, device=self._device)
         if self.checkpoint is not None:
-            load_into(task.model, self.checkpoint)
+            load_into(model, self.checkpoint)
+        return ParameterSpace(model, self.settings.params)
+
+    def risk(self) -> Risk:
+        """Load the weights into the model and return the risk at them; raises as :meth:`load`."""
+        self.load()
+        settings = self.settings
         return Risk(
-            task,
+            self.resolved.task,
             self.data,
             loss=settings.loss,
             params=settings.params,

@@ -231,6 +231,10 @@ class Whitened(LinearOperator):
     def _rows(self, rows: Tensor) -> Tensor:
         return self.diagonal * self.operator.rows(self.diagonal * rows)
 
+    def release(self) -> None:
+        """Free the kept graphs."""
+        self.operator.release()
+
 
 class Restricted(LinearOperator):
     """``A[index, index]``: the coordinates of an index vector (k,), by embedding with zeros."""

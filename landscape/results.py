@@ -177,9 +177,15 @@ class RunInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What every measurement returns at least."""
+    """What every measurement returns at least.
+
+    Attributes:
+        info: where it comes from.
+        indices: the examples that were used, where a subset was asked for.
+    """
 
     info: RunInfo
+    indices: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,15 +193,11 @@ class HessianResult(Result):
     """Result of ``landscape hessian``: by operator, its spectrum, density and moments.
 
     Diagonal blocks of modules stand under ``<operator>/modules/<name>``.
-
-    Attributes:
-        indices: the examples that were used, where a subset was asked for.
     """
 
     spectra: Mapping[str, Spectrum]
     densities: Mapping[str, Density] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
-    indices: NDArray[np.int64] | None = None
 
 
 def block_size(result: HessianResult, name: str) -> int:

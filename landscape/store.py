@@ -29,6 +29,7 @@ from landscape.results import (
     Estimate,
     HessianResult,
     Moments,
+    Result,
     RunInfo,
     Spectrum,
 )
@@ -37,6 +38,7 @@ __all__ = ["SCHEMA", "atomic_h5", "load", "open_untrusted", "result_name", "run_
 
 SCHEMA = "landscape/1"
 
+_NAMES = ("operator", "method_name")  # Fields that a record's group is named by.
 _MAX_RATIO = 2000  # Logical over stored bytes beyond which a data set is not credible.
 
 
@@ -46,9 +48,9 @@ def run_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def result_name(checkpoint: str, command: str, key: str) -> str:
-    """``<stem>.<command>.<key8>.h5``."""
-    return f"{Path(checkpoint).stem}.{command}.{key[:8]}.h5"
+def result_name(checkpoint: str, command: str, key: str, suffix: str = "") -> str:
+    """``<stem>.<command>.<key8><suffix>.h5``."""
+    return f"{Path(checkpoint).stem}.{command}.{key[:8]}{suffix}.h5"
 
 
 @contextlib.contextmanager
@@ -138,7 +140,7 @@ def _filters(values: NDArray[Any]) -> dict[str, Any]:
     return {"compression": "gzip", "compression_opts": 4, "shuffle": True, "fletcher32": True}
 
 
-def _write_attributes(node: h5py.Group, values: Mapping[str, Any]) -> None:
+def write_attributes(node: h5py.Group, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if value is None:
             continue
@@ -155,41 +157,50 @@ def _write_attributes(node: h5py.Group, values: Mapping[str, Any]) -> None:
             node.attrs[name] = value
 
 
-def _scalars(record: Any) -> dict[str, Any]:
+def scalars(record: Any) -> dict[str, Any]:
     """The fields of a record that are stored as attributes: all but arrays and the name."""
     return {
         f.name: getattr(record, f.name)
         for f in dataclasses.fields(record)
-        if f.name != "operator" and not isinstance(getattr(record, f.name), np.ndarray)
+        if f.name not in _NAMES and not isinstance(getattr(record, f.name), np.ndarray)
     }
 
 
-def save(path: Path, result: HessianResult) -> None:
+def save(path: Path, result: Result) -> None:
     """Write a result file atomically."""
     with atomic_h5(path) as file:
-        _write_attributes(file, _scalars(result.info))
-        for name, spectrum in result.spectra.items():
-            group, axis = _group(file, f"spectrum/{name}"), _axis_of(name)
-            _write_attributes(group, _scalars(spectrum))
-            for field in ("eigenvalues", "residuals", "converged"):
-                write_array(group, field, getattr(spectrum, field), (axis("k"),))
-            if spectrum.eigenvectors is not None:
-                vector = axis("vector")
-                write_array(group, vector, wanted_indices(spectrum), (vector,))
-                write_array(group, "eigenvectors", spectrum.eigenvectors, (vector, axis("n")))
-        for name, density in result.densities.items():
-            group, axis = _group(file, f"density/{name}"), _axis_of(name)
-            _write_attributes(group, _scalars(density))
-            # The grid is a coordinate: of its own name, or an array beside it in a module's group.
-            axes = (axis("grid"),)
-            for field in ("grid", "density", "stderr"):
-                write_array(group, field, getattr(density, field), axes)
-            for field in ("nodes", "weights"):
-                write_array(group, field, getattr(density, field), (axis("probe"), axis("step")))
-        for name, moments in result.moments.items():
-            _write_attributes(_group(file, f"moments/{name}"), _scalars(moments))
+        write_attributes(file, scalars(result.info))
+        if isinstance(result, HessianResult):
+            _write_hessian(file, result)
+        else:
+            from landscape.volume_store import write_volume
+
+            write_volume(file, result)
         if result.indices is not None:
-            write_array(_group(file, "data"), "indices", result.indices, ("example",))
+            write_array(group_at(file, "data"), "indices", result.indices, ("example",))
+
+
+def _write_hessian(file: h5py.File, result: HessianResult) -> None:
+    for name, spectrum in result.spectra.items():
+        group, axis = group_at(file, f"spectrum/{name}"), _axis_of(name)
+        write_attributes(group, scalars(spectrum))
+        for field in ("eigenvalues", "residuals", "converged"):
+            write_array(group, field, getattr(spectrum, field), (axis("k"),))
+        if spectrum.eigenvectors is not None:
+            vector = axis("vector")
+            write_array(group, vector, wanted_indices(spectrum), (vector,))
+            write_array(group, "eigenvectors", spectrum.eigenvectors, (vector, axis("n")))
+    for name, density in result.densities.items():
+        group, axis = group_at(file, f"density/{name}"), _axis_of(name)
+        write_attributes(group, scalars(density))
+        # The grid is a coordinate: of its own name, or an array beside it in a module's group.
+        axes = (axis("grid"),)
+        for field in ("grid", "density", "stderr"):
+            write_array(group, field, getattr(density, field), axes)
+        for field in ("nodes", "weights"):
+            write_array(group, field, getattr(density, field), (axis("probe"), axis("step")))
+    for name, moments in result.moments.items():
+        write_attributes(group_at(file, f"moments/{name}"), scalars(moments))
 
 
 def _axis_of(name: str) -> Callable[[str], str]:
@@ -197,7 +208,7 @@ def _axis_of(name: str) -> Callable[[str], str]:
     return (lambda axis: f"module_{axis}") if MODULES in name else (lambda axis: axis)
 
 
-def _group(file: h5py.File, path: str) -> h5py.Group:
+def group_at(file: h5py.File, path: str) -> h5py.Group:
     group: h5py.Group = file
     for part in path.split("/"):
         group = group[part] if part in group else group.create_group(part, track_order=True)
@@ -287,18 +298,19 @@ def _refuse_foreign_storage(group: h5py.Group, path: Path) -> None:
             )
 
 
-def _read_fields(kind: type[Any], node: h5py.Group, name: str) -> Any:
+def read_fields(kind: type[Any], node: h5py.Group, name: str) -> Any:
     """Rebuild a record from a group's attributes and arrays, by its fields' declared types."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(kind):
         declared = str(f.type)
-        if f.name == "operator":
+        if f.name in _NAMES:
             values[f.name] = name
         elif declared == "Estimate":
             parts = {p: _number(node, f"{f.name}_{p}") for p in ("stderr", "lower", "upper")}
             values[f.name] = Estimate(value=_number(node, f.name), **parts)
         elif "Array" in declared:
-            values[f.name] = _read_array(node, f.name)
+            missing = f.name not in node and "None" in declared
+            values[f.name] = None if missing else read_array(node, f.name)
         else:
             values[f.name] = _CONVERT[declared](node.attrs.get(f.name))
             if values[f.name] is None and "None" not in declared:
@@ -332,10 +344,14 @@ def _check_shapes(values: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {name} is {values[name]}")
 
 
-def _read_array(node: h5py.Group, name: str) -> NDArray[Any] | None:
+def read_array(node: h5py.Group, name: str) -> NDArray[Any]:
+    """An array of numbers, with booleans as such.
+
+    Raises:
+        KeyError: there is none.
+        TypeError: it holds something else.
+    """
     if name not in node:
-        if name in ("eigenvectors", "indices"):
-            return None
         raise KeyError(f"the array {name!r} is missing")
     data = node[name]
     values = np.asarray(data[()])
@@ -359,8 +375,12 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def load(path: Path | str) -> HessianResult:
+def load(path: Path | str) -> Any:
     """Load a result file as the dataclass that the library function returned.
+
+    Returns:
+        a :class:`landscape.results.HessianResult` or
+        :class:`landscape.volume.records.VolumeResult`, by the file's command.
 
     Raises:
         ResultFileError: see :func:`open_untrusted`.
@@ -371,13 +391,18 @@ def load(path: Path | str) -> HessianResult:
                 f"{path} is a series of many checkpoints, not one result; read it with "
                 "landscape.load_series"
             )
-        info = _read_fields(RunInfo, file, "")
+        info = read_fields(RunInfo, file, "")
+        indices = read_array(file["data"], "indices") if "data" in file else None
+        if info.command == "volume":
+            from landscape.volume_store import read_volume
+
+            return read_volume(file, info, indices)
         return HessianResult(
             info=info,
             spectra=_read_all(Spectrum, file, "spectrum"),
             densities=_read_all(Density, file, "density"),
             moments=_read_all(Moments, file, "moments"),
-            indices=_read_array(file["data"], "indices") if "data" in file else None,
+            indices=indices,
         )
 
 
@@ -386,9 +411,9 @@ def _read_all(kind: type[Any], file: h5py.File, group: str) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     for name, node in file[group].items():
-        found[name] = _read_fields(kind, node, name)
+        found[name] = read_fields(kind, node, name)
         if isinstance(node, h5py.Group) and "modules" in node:
             for module, block in node["modules"].items():
                 label = f"{name}{MODULES}{module}"
-                found[label] = _read_fields(kind, block, label)
+                found[label] = read_fields(kind, block, label)
     return found

@@ -1,0 +1,32 @@
+"""A stored result as tables, whatever command it is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from landscape.errors import UsageError
+from landscape.results import HessianResult, Result
+from landscape.volume.records import VolumeResult
+from landscape_cli.render import Sums, report_result
+from landscape_cli.render_volume import report_volume
+from landscape_cli.reporting import Report
+
+__all__ = ["report_any"]
+
+
+def report_any(report: Report, file: Path, result: Result, *, sums: Sums) -> None:
+    """Show a result.
+
+    Raises:
+        UsageError: sums over a spectrum that the result does not have.
+    """
+    if isinstance(result, HessianResult):
+        report_result(report, file, result, sums=sums)
+        return
+    if sums.scales or sums.thresholds:
+        raise UsageError(
+            f"--log-det and --threshold: {file} is a result of landscape {result.info.command}, "
+            "which has no spectral density. Use them on a result of landscape hessian"
+        )
+    if isinstance(result, VolumeResult):
+        report_volume(report, file, result)

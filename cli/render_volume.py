@@ -1,0 +1,235 @@
+"""Log-volumes as tables for people and as plain values for JSON; needs no torch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from landscape.volume.records import CLASSES, Directions, VolumeEstimate, VolumeResult
+from landscape_cli.render import number
+from landscape_cli.reporting import Report, printable
+
+if TYPE_CHECKING:
+    from landscape.priors import PriorTable
+    from landscape.volume_runs import VolumeRun
+
+__all__ = ["plan_tables", "report_volume", "volume_tables", "volume_values"]
+
+_ROUTES = {
+    "dense": "exact: explicit matrix",
+    "gram": "exact: factor of the GGN",
+    "lanczos": "matrix-free: Lanczos and probes",
+}
+_ARRAYS = (
+    "log_volume",
+    "stderr",
+    "lower",
+    "upper",
+    "lower_bound",
+    "width",
+    "location",
+    "remainder",
+    "effective_dimension",
+    "tilt",
+    "n_samples",
+    "ess",
+    "largest_share",
+)
+
+
+def report_volume(report: Report, file: Path, result: VolumeResult, *, new: bool = True) -> None:
+    """Hand a result to the report: its warnings, its JSON entry and its tables."""
+    info = result.info
+    for warning in info.warnings:
+        report.warn(warning)
+    report.add(
+        {
+            "file": str(file),
+            "checkpoint": info.checkpoint,
+            "step": info.step,
+            "status": info.status,
+            "new": new,
+            "config": dict(info.config),
+            "values": volume_values(result),
+            "warnings": list(info.warnings),
+        }
+    )
+    report.table(*volume_tables(result, file))
+
+
+def volume_tables(result: VolumeResult, file: Path) -> list[Any]:
+    """A summary, a table of log-volumes and one of directions."""
+    info = result.info
+    config = info.config
+    unit = printable(config.get("units", "loss units"))
+    summary = Table(title=printable(file), show_header=False, title_justify="left", box=None)
+    summary.add_column(style="bold")
+    summary.add_column()
+    step = "" if info.step is None else f" (step {info.step})"
+    summary.add_row("checkpoint", printable(info.checkpoint) + step)
+    summary.add_row("task", f"{printable(info.task)}, loss {printable(config.get('loss'))}")
+    summary.add_row("size", f"{info.n_parameters} parameters, {info.n_examples} examples")
+    summary.add_row("prior", _prior(result))
+    if config.get("tether") is not None:
+        summary.add_row("tether", f"within {config['tether']:g} prior standard deviations")
+    for name, found in result.estimates.items():
+        summary.add_row(name, _how(found))
+    summary.add_row(
+        "cost",
+        f"{info.n_matvecs} products, {info.n_forward} forward passes, {info.wall_seconds:.2f} s on "
+        f"{printable(info.device)}",
+    )
+    tables: list[Any] = [summary, _volumes(result, unit)]
+    if "quadratic" in result.estimates:
+        tables.append(_terms(result.estimates["quadratic"]))
+    if result.directions is not None:
+        tables.append(_classes(result.directions))
+    return tables
+
+
+def _prior(result: VolumeResult) -> str:
+    config, table = result.info.config, result.prior
+    total = sum(table.sizes) or 1
+    scale = math.sqrt(sum(s * s * k for s, k in zip(table.scale, table.sizes, strict=True)) / total)
+    distance = math.sqrt(sum(table.location) / total)
+    if config.get("prior") == "uniform":
+        shape = config.get("uniform") or "box"
+        return f"uniform {shape}, half-width {scale:.4g} about {printable(config.get('mean'))}"
+    even = max(table.scale) - min(table.scale) <= 1e-9 * scale
+    spread = "" if even else " (rms over parameters)"
+    return (
+        f"gaussian, mean {printable(config.get('mean'))}, sigma {scale:.4g}{spread}; the "
+        f"checkpoint is {distance:.3g} sigma away (rms)"
+    )
+
+
+def _how(found: VolumeEstimate) -> str:
+    if found.method_name == "quadratic":
+        how = _ROUTES.get(found.path, found.path)
+        probes = int(found.n_samples.max(initial=0))
+        return f"{how}, {found.n_matvecs} products" + (f", {probes} probes" if probes else "")
+    rays = int(found.n_samples.max(initial=0))
+    return f"{rays} rays, {printable(found.path)}, {found.n_forward} forward passes"
+
+
+def _interval(found: VolumeEstimate, c: int) -> str:
+    if found.stderr[c] == 0 and found.lower[c] == found.upper[c]:
+        return "exact"
+    upper = number(found.upper[c]) if math.isfinite(found.upper[c]) else "∞"
+    return f"{number(found.lower[c])} to {upper}"
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else number(value)
+
+
+def _volumes(result: VolumeResult, unit: str) -> Table:
+    table = Table(title=f"log V, cutoff in {unit}", title_justify="left")
+    table.add_column("cutoff", justify="right")
+    table.add_column("method")
+    for column in ("nats", "bits", "95%", "ESS"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for c, cutoff in enumerate(next(iter(result.estimates.values())).cutoff):
+        for name, found in result.estimates.items():
+            table.add_row(
+                f"{cutoff:g}",
+                name,
+                number(found.log_volume[c]),
+                number(found.log_volume[c] / math.log(2)),
+                _interval(found, c),
+                "" if math.isnan(found.ess[c]) else f"{found.ess[c]:.1f}/{found.n_samples[c]}",
+                "[yellow]lower bound[/yellow]" if found.lower_bound[c] else "",
+            )
+    return table
+
+
+def _terms(found: VolumeEstimate) -> Table:
+    table = Table(title="Terms of log V in nats (quadratic)", title_justify="left")
+    for column in ("cutoff", "width", "location", "remainder", "effective dimension"):
+        table.add_column(column, justify="right")
+    for c, cutoff in enumerate(found.cutoff):
+        terms = (found.width[c], found.location[c], found.remainder[c])
+        table.add_row(f"{cutoff:g}", *map(_cell, terms), f"{found.effective_dimension[c]:.4g}")
+    return table
+
+
+def _classes(directions: Directions) -> Table:
+    table = Table(
+        title="Directions by width over the prior's: number and nats of -log V (quadratic)",
+        title_justify="left",
+    )
+    table.add_column("cutoff", justify="right")
+    for label in ("steep (< 0.1)", "intermediate", "flat (> 2)", "remainder"):
+        table.add_column(label, justify="right")
+    counts, shares = directions.counts(), directions.shares()
+    for c, cutoff in enumerate(directions.cutoff):
+        cells = [f"{counts[c, k]:.0f}: {shares[c, k]:.4g}" for k in range(len(CLASSES))]
+        table.add_row(f"{cutoff:g}", *cells, f"{directions.remainder[c]:.4g}")
+    return table
+
+
+def volume_values(result: VolumeResult) -> dict[str, Any]:
+    """The numbers of a result, for JSON."""
+    info = result.info
+    values: dict[str, Any] = {
+        "loss": info.loss,
+        "n_parameters": info.n_parameters,
+        "n_examples": info.n_examples,
+        "n_matvecs": info.n_matvecs,
+        "n_forward": info.n_forward,
+        "wall_seconds": info.wall_seconds,
+    }
+    for name, found in result.estimates.items():
+        values[name] = {"path": found.path, "cutoff": found.cutoff}
+        values[name] |= {field: getattr(found, field) for field in _ARRAYS}
+    if result.directions is not None:
+        counts, shares = result.directions.counts(), result.directions.shares()
+        values["directions"] = {
+            "cutoff": result.directions.cutoff,
+            "remainder": result.directions.remainder,
+            **{
+                label: {"count": counts[:, k], "nats": shares[:, k]}
+                for k, label in enumerate(CLASSES)
+            },
+        }
+    return values
+
+
+def plan_tables(
+    title: str, run: VolumeRun, table: PriorTable, n: int, n_examples: int
+) -> list[Any]:
+    """What a run would do, and the prior of every tensor."""
+    options = run.options
+    summary = Table(title=title, show_header=False, title_justify="left", box=None)
+    summary.add_column(style="bold")
+    summary.add_column()
+    summary.add_row("size", f"{n} parameters, {n_examples} examples")
+    summary.add_row("curvature", f"{run.curvature}, {_ROUTES[run.route]}")
+    cost = {
+        "dense": f"{n} products",
+        "gram": "a vector-Jacobian product per row of the factor",
+        "lanczos": f"about {3 * options.top + (options.probes + 1) * options.steps} products",
+    }[run.route]
+    summary.add_row("quadratic", cost if "quadratic" in options.chosen else "no")
+    rays = options.samples * len(options.cutoffs)
+    radial = f"{rays} rays, about {10 * rays} forward passes"
+    summary.add_row("radial", radial if "radial" in options.chosen else "no")
+    uniform = options.prior == "uniform"
+    rows = Table(title="prior", title_justify="left")
+    rows.add_column("tensor")
+    for column in ("size", "mean", "half-width" if uniform else "sigma", "weights", "|z*|²"):
+        rows.add_column(column, justify="right")
+    for index, name in enumerate(table.names):
+        rows.add_row(
+            printable(name),
+            str(table.sizes[index]),
+            *(
+                f"{getattr(table, column)[index]:.4g}"
+                for column in ("mean", "scale", "anchor", "location")
+            ),
+        )
+    return [summary, rows]

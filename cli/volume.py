@@ -1,0 +1,215 @@
+"""``landscape volume``: how much of the prior's mass a basin holds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from landscape_cli.options import Common, examples, shared_options
+from landscape_cli.reporting import REPORT, printable
+
+__all__ = ["register"]
+
+_WHAT = "Measurement"
+_PRIOR = "Prior"
+
+
+@shared_options(loss="behaviour", without=("compiled",))
+def volume(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(metavar="CKPT...", help="Checkpoints, or quoted globs such as 'runs/*.pt'."),
+    ],
+    common: Common,
+    prior: Annotated[
+        str,
+        typer.Option(
+            metavar="gaussian|uniform", rich_help_panel=_PRIOR, help="Law of the parameters."
+        ),
+    ] = "gaussian",
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="zero|anchor|init|CKPT",
+            rich_help_panel=_PRIOR,
+            help="Centre: zero (default; init with --sigma init), the checkpoint itself, the "
+            "initialiser's mean, another checkpoint.",
+        ),
+    ] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            metavar="rms|init|layer-rms|FLOAT",
+            rich_help_panel=_PRIOR,
+            help="Standard deviation: root mean square of the weights (default; of the first "
+            "checkpoint, so that several compare), the initialiser's, that of every tensor, or a "
+            "number.",
+        ),
+    ] = None,
+    uniform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="box|ball", rich_help_panel=_PRIOR, help="Shape of a uniform prior (box)."
+        ),
+    ] = None,
+    half_width: Annotated[
+        float | None,
+        typer.Option(
+            metavar="H",
+            rich_help_panel=_PRIOR,
+            help="Half-width of the box, or radius of the ball, in the parameters' units.",
+        ),
+    ] = None,
+    cutoff: Annotated[
+        str,
+        typer.Option(
+            metavar="E[,E...]|LO:HI:COUNT",
+            rich_help_panel=_WHAT,
+            help="Largest excess loss that counts as the same basin, per example; several in one "
+            "run, such as 1e-4:1:13.",
+        ),
+    ] = "0.01",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="auto|quadratic|radial",
+            rich_help_panel=_WHAT,
+            help="quadratic: exact for the quadratic model. radial: rays to the true boundary. "
+            "auto (default): both (repeatable).",
+        ),
+    ] = None,
+    curvature: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|ggn|hessian",
+            rich_help_panel=_WHAT,
+            help="Matrix of the quadratic model; auto: the GGN for behaviour, whose Hessian it is.",
+        ),
+    ] = "auto",
+    exact: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|exact|lanczos",
+            rich_help_panel=_WHAT,
+            help="exact builds the matrix or its factor; auto does so up to 4096 rows.",
+        ),
+    ] = "auto",
+    samples: Annotated[
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel=_WHAT, help="Rays; more of them continue the same file."
+        ),
+    ] = 200,
+    error: Annotated[
+        float,
+        typer.Option(
+            metavar="NATS",
+            rich_help_panel=_WHAT,
+            help="Add rays and probes until the standard error is at most this.",
+        ),
+    ] = 1.0,
+    tether: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            rich_help_panel=_WHAT,
+            help="Only the part within R prior standard deviations (rms over parameters).",
+        ),
+    ] = None,
+    directions: Annotated[
+        str,
+        typer.Option(
+            metavar="tilted|symmetric",
+            rich_help_panel=_WHAT,
+            help="Law of the rays: tilted by the curvature, or symmetric about the checkpoint (for "
+            "comparison: it misses by far where the prior is centred elsewhere).",
+        ),
+    ] = "tilted",
+    top: Annotated[
+        int,
+        typer.Option(
+            metavar="K", rich_help_panel=_WHAT, help="Eigenpairs deflated on the matrix-free path."
+        ),
+    ] = 50,
+    steps: Annotated[
+        int,
+        typer.Option(metavar="M", rich_help_panel=_WHAT, help="Lanczos steps per probe there."),
+    ] = 60,
+    probes: Annotated[
+        int, typer.Option(metavar="P", rich_help_panel=_WHAT, help="Random probes there, at least.")
+    ] = 5,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/M",
+            rich_help_panel=_WHAT,
+            help="The I-th of M shares of the rays; landscape collect --merge joins the files.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=_WHAT,
+            help="Show the prior of every tensor and what would be done; measure nothing.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=_WHAT, help="Also draw a figure."),
+    ] = None,
+) -> None:
+    """Log of the prior's mass whose excess loss is below a cutoff, with its interval.
+
+    quadratic is exact for the quadratic model of the loss, radial samples the star-shaped region
+    around the checkpoint with importance weights and says when it is only a lower bound. The same
+    command again does nothing, an interrupted one continues where it was.
+    """
+    from landscape.volume.options import VolumeOptions, parse_cutoffs, parse_shard
+    from landscape_cli.measuring import measure_checkpoints
+    from landscape_cli.plot import check_ending
+    from landscape_cli.volume_job import VolumeJob, dry_run_tables
+
+    if plot is not None:
+        check_ending(plot, "--plot")
+    options = VolumeOptions(
+        prior=prior,  # type: ignore[arg-type]  # checked by VolumeOptions, as the next
+        mean=mean,
+        sigma=sigma,
+        uniform=uniform,  # type: ignore[arg-type]
+        half_width=half_width,
+        cutoffs=parse_cutoffs(cutoff),
+        methods=tuple(dict.fromkeys(method or ["auto"])),
+        curvature=curvature,  # type: ignore[arg-type]
+        exact=exact,  # type: ignore[arg-type]
+        top=top,
+        steps=steps,
+        probes=probes,
+        samples=samples,
+        error=error,
+        tether=tether,
+        directions=directions,  # type: ignore[arg-type]
+        shard=None if shard is None else parse_shard(shard),
+    )
+    if dry_run:
+        dry_run_tables(checkpoints, common, options)
+        return
+    files = measure_checkpoints(checkpoints, common, VolumeJob(options, common))
+    if plot is not None and files:
+        from landscape.plotting import plot_results
+
+        plot_results(files, plot)
+        REPORT.say(f"figure: {printable(plot)}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "volume",
+        epilog=examples(
+            "landscape volume runs/step_001000.safetensors --task digits-mlp",
+            "landscape volume 'runs/*.safetensors' --task digits-mlp --cutoff 1e-4:1:13",
+            "landscape volume model.pt --task my_task.py --sigma init --plot volume.png",
+            "landscape volume model.pt --task my_task.py --dry-run",
+        ),
+    )(volume)

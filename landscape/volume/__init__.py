@@ -1,0 +1,1 @@
+"""How much of a prior's mass the basin of an anchor holds."""

@@ -1,0 +1,205 @@
+"""The whitened curvature at the anchor, through the eigenpairs that volumes are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.eigensolver import RitzPairs, extreme_eigenpairs
+from landscape.gram import factor
+from landscape.operators import LinearOperator
+from landscape.risk import Risk
+from landscape.spectrum import dense_spectrum
+from landscape.units import Progress, Units
+
+__all__ = ["Curved", "Route", "curved"]
+
+Route = Literal["dense", "gram", "lanczos"]
+
+_TOL = 1e-6  # Of deflated pairs: what their residuals hide enters log V in second order.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curved:
+    """``A = Sigma^(1/2) H Sigma^(1/2)`` at z*.
+
+    Attributes:
+        route: ``dense``: every eigenpair. ``gram``: every one that is not zero. ``lanczos``: the
+            largest, converged.
+        operator: A, (n, n).
+        values: eigenvalues in descending order, (d,), float64.
+        vectors: unit eigenvectors as rows, (d, n), float64.
+        anchor: z*, (n,), float64.
+        gradient: the whitened gradient g, (n,); None where it is exactly zero.
+        n_factor: rows of the factor of ``gram``, each a vector-Jacobian product.
+        whole: whether the budget left time to find every eigenpair that was asked for.
+    """
+
+    route: Route
+    operator: LinearOperator
+    values: Tensor
+    vectors: Tensor
+    anchor: Tensor
+    gradient: Tensor | None
+    n_factor: int = 0
+    whole: bool = True
+
+    @property
+    def n(self) -> int:
+        """Number of coordinates."""
+        return self.operator.n
+
+    @property
+    def n_matvecs(self) -> int:
+        """Matrix-vector products so far, pulled-back rows of a factor included."""
+        return self.operator.n_matvecs + self.n_factor
+
+
+def curved(
+    operator: LinearOperator,
+    route: Route,
+    *,
+    risk: Risk,
+    scale: Tensor,
+    anchor: Tensor,
+    gradient: Tensor | None,
+    top: int,
+    seed: int,
+    units: Units,
+    stop: Callable[[], bool],
+    progress: Progress,
+) -> Curved:
+    """Eigenpairs of the whitened curvature.
+
+    Args:
+        operator: A.
+        route: how; see :class:`Curved`.
+        risk: the loss whose GGN has the factor of ``gram``.
+        scale: the prior's standard deviations, (n,).
+        anchor: z*, (n,).
+        gradient: the whitened gradient, (n,).
+        top: eigenpairs of ``lanczos``.
+        seed: seed of its start vector.
+        units: where unfinished state is kept.
+        stop: whether the budget is spent; asked on the ``lanczos`` route only.
+        progress: called with the products done.
+
+    Cost: n products and O(n^3) flops (``dense``), r vector-Jacobian products and O(n r^2) flops for
+    r rows (``gram``), some hundred products (``lanczos``).
+    """
+    n_factor, whole = 0, True
+    if route == "dense":
+        values, vectors = _dense(operator, units, progress)
+    elif route == "gram":
+        values, vectors = _gram(risk, scale, units, progress)
+        n_factor = len(values)
+    else:
+        values, vectors = _largest(operator, top, seed, units, stop, progress)
+        whole = units.get("pairs") is not None
+    return Curved(
+        route=route,
+        operator=operator,
+        values=values,
+        vectors=vectors,
+        anchor=anchor,
+        gradient=gradient,
+        n_factor=n_factor,
+        whole=whole,
+    )
+
+
+def _dense(operator: LinearOperator, units: Units, progress: Progress) -> tuple[Tensor, Tensor]:
+    def on_rows(matrix: Tensor, done: int) -> None:
+        progress("curvature matrix", done, operator.n)
+        if units.due() or done == operator.n:
+            units.put("matrix", {"rows": matrix[:done].numpy().copy()})
+
+    stored = units.get("matrix")
+    spectrum, vectors = dense_spectrum(
+        operator,
+        "curvature",
+        top=0,
+        bottom=0,
+        tol=1e-8,
+        rows=None if stored is None else torch.from_numpy(stored["rows"]),
+        on_rows=on_rows,
+    )
+    return torch.from_numpy(spectrum.eigenvalues), vectors
+
+
+def _gram(risk: Risk, scale: Tensor, units: Units, progress: Progress) -> tuple[Tensor, Tensor]:
+    def on_rows(rows: Tensor) -> None:
+        progress("curvature factor", len(rows), None)
+        if units.due():
+            units.put("factor", {"rows": rows.numpy().copy()})
+
+    stored = units.get("factor")
+    rows = factor(
+        risk, rows=None if stored is None else torch.from_numpy(stored["rows"]), on_rows=on_rows
+    )
+    return factored(rows * scale)
+
+
+def factored(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenpairs of ``F^T F`` that are not zero, for F (r, n) in float64.
+
+    From the QR decomposition of F^T rather than the Gram matrix, which would square the condition
+    number: small eigenvalues are then known to ``eps^2 lambda_1`` and vectors are orthonormal.
+
+    Returns:
+        eigenvalues (d,) descending and eigenvectors as rows (d, n), d <= min(r, n).
+
+    Cost: O(n r^2) flops.
+    """
+    if not len(rows):
+        return rows.new_zeros(0), rows.new_zeros(0, rows.shape[1])
+    basis, triangle = torch.linalg.qr(rows.T)
+    left, singular, _ = torch.linalg.svd(triangle)
+    floor = torch.finfo(rows.dtype).eps * max(rows.shape) * float(singular[0])
+    kept = int((singular > floor).sum())
+    return singular[:kept] ** 2, (basis @ left[:, :kept]).T.contiguous()
+
+
+def _largest(
+    operator: LinearOperator,
+    top: int,
+    seed: int,
+    units: Units,
+    stop: Callable[[], bool],
+    progress: Progress,
+) -> tuple[Tensor, Tensor]:
+    wanted = min(top, operator.n)
+    stored = units.get("pairs")
+    if stored is not None:
+        return torch.from_numpy(stored["values"]), torch.from_numpy(stored["vectors"])
+
+    def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
+        progress("largest eigenvalues", done, None)
+        if units.due() or stop():
+            units.put("lanczos", snapshot())
+
+    pairs = extreme_eigenpairs(
+        operator,
+        top=wanted,
+        tol=_TOL,
+        seed=seed,
+        stop=stop,
+        state=units.get("lanczos"),
+        on_step=on_step,
+    )
+    values, vectors = _converged(pairs)
+    if not (stop() and len(values) < wanted):
+        units.drop("lanczos")
+        units.put("pairs", {"values": values.numpy(), "vectors": vectors.numpy()})
+    return values, vectors
+
+
+def _converged(pairs: RitzPairs) -> tuple[Tensor, Tensor]:
+    kept = np.flatnonzero(pairs.converged)
+    vectors = pairs.vectors[torch.as_tensor(kept, device=pairs.vectors.device)].double().cpu()
+    return torch.from_numpy(pairs.values[kept]), vectors

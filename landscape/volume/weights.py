@@ -1,0 +1,148 @@
+"""The mean of importance weights, in log space, with an error that does not pretend.
+
+Knows nothing of losses or rays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+__all__ = ["LogMean", "log_mean", "tail_index"]
+
+FloatArray = NDArray[np.float64]
+
+ENOUGH = 10.0  # Effective weights below which the estimate is only a lower bound.
+HEAVY = 0.7  # Tail index above which means converge too slowly to be of use.
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogMean:
+    """``log of the mean of w`` for independent weights w >= 0.
+
+    Attributes:
+        value: log-mean-exp of the log-weights, in nats.
+        stderr: delete-one jackknife standard error of it.
+        lower: lower end of the 95% interval.
+        upper: upper end; inf for a lower bound.
+        label: ``estimate`` or ``lower bound``.
+        ess: effective number of weights, ``(sum w)^2 / sum w^2``.
+        largest_share: largest weight's share of the sum.
+        tail_index: k of the generalised Pareto law fitted to the largest weights; -inf where they
+            are equal, NaN where there are too few.
+    """
+
+    value: float
+    stderr: float
+    lower: float
+    upper: float
+    label: str
+    ess: float
+    largest_share: float
+    tail_index: float
+
+
+def log_mean(logs: FloatArray) -> LogMean:
+    """Log of the mean weight with a jackknife error and a 95% interval.
+
+    With L the log-mean-exp and ``q = t(0.975, ESS - 1)`` the interval is
+    ``[L - q stderr, L - bias + q (1 + 2 a q) stderr]``. Skew weights make L miss upwards: the bias
+    is the jackknife's and a the acceleration (a sixth of the weights' skewness over the root of
+    their number), whose leading term in a studentised interval is 2 a q.
+
+    Fewer than 10 effective weights, or any number with a tail index above 0.7, say nothing of the
+    weights unseen. Their mean is still unbiased, so that by Markov's inequality it is above 20
+    times its expectation in at most one sample of 20: the label is ``lower bound`` and the interval
+    ``[L - log 20, inf]``.
+
+    Measured on 500 samples of 200 weights, log-normal with ESS of 180, 80, 50, 30 and 17 or
+    Pareto with index 1/k of 2.5 and 2.1, the interval holds the truth in 96, 94, 97, 94, 93, 94 and
+    91% (of 30 weights with that tail, in 87%).
+
+    Args:
+        logs: log-weights in nats, -inf allowed, (k,), k >= 1.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), sections 11.5 and 14.3;
+    Hall, Theoretical comparison of bootstrap confidence intervals, Ann. Stat. 16 (1988); Vehtari
+    et al., Pareto smoothed importance sampling, JMLR 25 (2024), section 3.2 (the threshold).
+    """
+    count = len(logs)
+    value = float(special.logsumexp(logs)) - math.log(count)
+    share = special.softmax(logs) if value > -math.inf else np.zeros(count)
+    ess = float(1 / (share**2).sum()) if share.any() else 0.0
+    stderr, bias, acceleration = _jackknife(share)
+    tail = tail_index(share)
+    known = ess >= ENOUGH and not tail > HEAVY
+    lower, upper = value - math.log(20), math.inf
+    if known:
+        q = float(stats.t.ppf(0.975, ess - 1))
+        lower = value - q * stderr
+        upper = value - bias + q * (1 + 2 * acceleration * q) * stderr
+    return LogMean(
+        value=value,
+        stderr=stderr,
+        lower=lower,
+        upper=upper,
+        label="estimate" if known else "lower bound",
+        ess=ess,
+        largest_share=float(share.max()),
+        tail_index=tail,
+    )
+
+
+def _jackknife(share: FloatArray) -> tuple[float, float, float]:
+    """Standard error, bias and acceleration of the log of a mean, from each weight's share.
+
+    NaN for one weight, or where one carries everything.
+    """
+    count = len(share)
+    rest = 1 - share
+    # The others' sum, which a subtraction would lose where one weight dominates.
+    rest[share.argmax()] = np.delete(share, share.argmax()).sum()
+    if count < 2 or not share.any() or not rest.all():
+        return math.nan, math.nan, math.nan
+    without = np.log(rest) + math.log(count / (count - 1))  # Less the log of the whole mean.
+    centred = without - without.mean()
+    stderr = math.sqrt((count - 1) / count * float((centred**2).sum()))
+    skew = share - 1 / count
+    norm = float((skew**2).sum()) ** 1.5
+    acceleration = float((skew**3).sum()) / (6 * norm) if norm > 0 else 0.0
+    return stderr, (count - 1) * float(without.mean()), acceleration
+
+
+def tail_index(weights: FloatArray) -> float:
+    """Index k of the generalised Pareto law of the largest weights: moments from 1/k up diverge.
+
+    Fitted to the exceedances of the largest ``min(k / 5, 3 sqrt(k))`` of k weights, and drawn
+    towards 1/2 by the weight of ten observations.
+
+    Args:
+        weights: (k,), up to a common factor.
+
+    Returns:
+        k; negative for bounded weights, -inf where the largest are equal, NaN for fewer than 25
+        weights or where fewer than five of the largest stand out.
+
+    Source: Zhang and Stephens, A new and efficient estimation method for the generalized Pareto
+    distribution, Technometrics 51 (2009); Vehtari et al., JMLR 25 (2024), appendix.
+    """
+    count = len(weights)
+    largest = int(min(count / 5, 3 * math.sqrt(count)))
+    if largest < 5:
+        return math.nan
+    ordered = np.sort(weights)
+    x = ordered[-largest:] - ordered[-largest - 1]
+    x = x[x > 1e-9 * ordered[-1]]  # Ties up to rounding have no tail.
+    if len(x) < 5:
+        return math.nan if len(x) else -math.inf
+    points = 30 + int(math.sqrt(len(x)))
+    theta = 1 - np.sqrt(points / (np.arange(points) + 0.5))
+    theta = theta / (3 * x[int(len(x) / 4 + 0.5) - 1]) + 1 / x[-1]
+    k = np.log1p(-theta[:, None] * x).mean(1)
+    weight = special.softmax(len(x) * (np.log(-theta / k) - k - 1))
+    found = float(np.log1p(-float(weight @ theta) * x).mean())
+    return (len(x) * found + 10 * 0.5) / (len(x) + 10)

@@ -1,0 +1,298 @@
+"""The ``volume`` measurement of one checkpoint: from a task and weights to log-volumes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from landscape.errors import UsageError
+from landscape.gram import GRAM_LIMIT
+from landscape.measurement import Measurement, Stopwatch, prepared
+from landscape.operators import LinearOperator, Whitened, curvature
+from landscape.params import ParameterSpace
+from landscape.partial import MemoryUnits
+from landscape.prior_options import resolve_prior, resolve_sigma
+from landscape.priors import GaussianPrior, UniformPrior, prior_table
+from landscape.settings import Settings, resolve_device
+from landscape.spectrum import EXACT_LIMIT
+from landscape.store import run_key
+from landscape.task import ResolvedTask, Task
+from landscape.units import Progress, Units, silent
+from landscape.volume.curvature import Route, curved
+from landscape.volume.excess import ExcessLoss
+from landscape.volume.options import VolumeOptions
+from landscape.volume.quadratic_job import quadratic_job
+from landscape.volume.radial_job import radial_job
+from landscape.volume.records import VolumeEstimate, VolumeResult
+
+__all__ = ["VolumeRun", "volume"]
+
+
+@dataclass(kw_only=True)
+class VolumeRun(Measurement):
+    """A prepared ``volume`` measurement of one checkpoint; :meth:`measure` does it.
+
+    The key depends neither on the batch size and the device nor on the numbers of rays and probes
+    and the error that is asked for, which continue the same file.
+
+    Args:
+        options: what to measure; for the others see :class:`landscape.measurement.Measurement`.
+        sigma: the standard deviation of every tensor where an earlier checkpoint of a series has
+            resolved it, so that volumes compare; from the options where None.
+        prior_access: how to read a checkpoint that the prior's mean names.
+
+    Attributes:
+        curvature: ``ggn`` or ``hessian``.
+        route: ``dense``, ``gram`` or ``lanczos``.
+        notes: what had to be decided about the prior's standard deviation.
+    """
+
+    command: ClassVar[str] = "volume"
+
+    options: VolumeOptions
+    sigma: tuple[float, ...] | None = None
+    prior_access: Mapping[str, Any] = field(default_factory=dict)
+    curvature: str = field(init=False)
+    route: Route = field(init=False)
+
+    def __post_init__(self) -> None:
+        options, model = self.options, self.resolved.task.model
+        self._device = resolve_device(self.settings.device)
+        self._choose_precision("float64")
+        behaves = self.settings.loss == "behaviour"
+        self.curvature = options.curvature
+        if self.curvature == "auto":
+            self.curvature = "ggn" if behaves else "hessian"
+        self.route = self._route(ParameterSpace(model, self.settings.params).n)
+        self.notes: tuple[str, ...] = ()
+        if self.sigma is None and options.prior == "gaussian":
+            space = self.load()
+            self.sigma, self.notes = resolve_sigma(
+                "rms" if options.sigma is None else options.sigma,
+                space=space,
+                anchor=space.vector().double().cpu(),
+                task=self.resolved.task,
+                seed=self.settings.seed,
+            )
+        self.key = run_key({**self.config, **self.identity()})
+
+    def _route(self, n: int) -> Route:
+        if self.options.exact == "lanczos":
+            return "lanczos"
+        convex = self.resolved.task.resolved_criterion.fisher_is_ggn
+        rows = None
+        if self.curvature == "ggn" and (convex or self.settings.loss == "behaviour"):
+            rows = self.factor_rows(n)
+        if rows is not None and rows <= GRAM_LIMIT and rows < n:
+            return "gram"
+        if n <= EXACT_LIMIT:
+            return "dense"
+        if self.options.exact == "exact":
+            raise UsageError(
+                f"--exact exact: neither the {n} parameters nor the rows of a factor of the "
+                f"curvature ({'none' if rows is None else rows}) are at most {EXACT_LIMIT}. Use "
+                "--exact lanczos, fewer parameters (--params) or fewer --examples"
+            )
+        return "lanczos"
+
+    @property
+    def mean(self) -> str:
+        """Centre of the prior: where initial weights are, if their spread is asked for."""
+        given = self.options.mean
+        return given if given is not None else "init" if self.options.sigma == "init" else "zero"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every resolved option that the estimates depend on."""
+        options = self.options
+        lanczos = self.route == "lanczos"
+        return {
+            **self.shared_config(),
+            "prior": options.prior,
+            "mean": self.mean,
+            "sigma": None if self.sigma is None else list(self.sigma),
+            "uniform": options.uniform,
+            "half_width": options.half_width,
+            "cutoffs": list(options.cutoffs),
+            "methods": list(options.chosen),
+            "curvature": self.curvature,
+            "route": self.route,
+            "top": options.top if lanczos else None,
+            "steps": options.steps if lanczos else None,
+            "tether": options.tether,
+            "directions": options.directions,
+        }
+
+    @property
+    def _needs_curvature(self) -> bool:
+        options = self.options
+        tilted = options.directions == "tilted" and options.prior == "gaussian"
+        return "quadratic" in options.chosen or tilted
+
+    def prior(self, space: ParameterSpace, anchor: Tensor) -> GaussianPrior | UniformPrior:
+        """The prior that the options name, for the selected parameters with values (n,).
+
+        Raises:
+            LandscapeError: see :func:`landscape.prior_options.resolve_prior`.
+        """
+        options = self.options
+        return resolve_prior(
+            options.prior,
+            space=space,
+            anchor=anchor,
+            task=self.resolved.task,
+            mean=self.mean,
+            sigma=options.sigma if self.sigma is None else self.sigma,
+            uniform=options.uniform,
+            half_width=options.half_width,
+            seed=self.settings.seed,
+            **self.prior_access,
+        )
+
+    def measure(self, *, units: Units | None = None, progress: Progress = silent) -> VolumeResult:
+        """Measure and return the result.
+
+        Raises:
+            TaskError: the loss is not deterministic, or the excess loss at the anchor is not 0.
+            NotFiniteError: the loss, the gradient or a product is not finite.
+        """
+        units = MemoryUnits() if units is None else units
+        options, settings = self.options, self.settings
+        watch = Stopwatch(units)
+        risk = self.risk()
+        loss = risk.require_deterministic()
+        slope = risk.gradient().double().cpu()
+        excess = ExcessLoss(risk)
+        excess.require_zero_at_anchor()
+        weights = risk.space.vector().double().cpu()
+        prior = self.prior(risk.space, weights)
+        anchor = prior.whiten(weights)
+        meter = settings.budget.meter()
+        operator: LinearOperator | None = None
+        if self._needs_curvature:
+            plain = curvature(self.curvature, risk, graph_memory=settings.graph_memory)
+            operator = Whitened(plain, prior.scale)
+
+        def tick(phase: str, done: int, total: int | None) -> None:
+            watch.note()
+            progress(phase, done, total)
+
+        def stop() -> bool:
+            return meter.spent(0 if operator is None else operator.n_matvecs)
+
+        work: dict[str, Any] = {"units": units, "stop": stop, "progress": tick}
+        estimates: dict[str, VolumeEstimate] = {}
+        warnings = [*self.notes, *prior.notes]
+        model = directions = rays = tilts = None
+        whole, bulk = True, 0.0
+        if operator is not None:
+            # For behaviour the gradient at the anchor is exactly 0: rounding is no slope.
+            sloped = None if settings.loss == "behaviour" else prior.scale * slope
+            model = curved(
+                operator,
+                self.route,
+                risk=risk,
+                scale=prior.scale,
+                anchor=anchor,
+                gradient=sloped,
+                top=options.top,
+                seed=settings.seed,
+                **work,
+            )
+            if not model.whole:
+                # What rests on fewer eigenpairs must not be taken for what rests on all of them.
+                work["units"] = MemoryUnits()
+            found = quadratic_job(model, options, seed=settings.seed, **work)
+            tilts, bulk, whole = found.estimate.tilt, found.bulk, found.whole and model.whole
+            directions = found.directions
+            operator.release()
+            if "quadratic" in options.chosen:
+                estimates["quadratic"] = found.estimate
+                warnings += found.warnings
+        if "radial" in options.chosen and (model is None or model.whole):
+            radial = radial_job(
+                functools.partial(_excess_at, excess, prior),
+                anchor,
+                model=model,
+                bulk=bulk,
+                tilts=tilts,
+                prior=prior,
+                options=options,
+                seed=settings.seed,
+                **work,
+            )
+            estimates["radial"], rays = radial.estimate, radial.rays
+            warnings += radial.warnings
+            whole = whole and radial.whole
+        if excess.fallback is not None:
+            warnings.append(f"points are evaluated one by one: {excess.fallback}")
+        cut = stop() and not whole
+        if cut:
+            warnings.append(
+                "the budget was spent before everything was measured; the same command with a "
+                "larger --budget continues"
+            )
+        info = self.info(
+            config={
+                **self.config,
+                "samples": options.samples,
+                "error": options.error,
+                "shard": options.shard,
+            },
+            risk=risk,
+            loss=loss,
+            gradient_norm=float(torch.linalg.vector_norm(slope)),
+            status="budget" if cut else "complete",
+            watch=watch,
+            n_matvecs=0 if model is None else model.n_matvecs,
+            warnings=warnings,
+        )
+        return VolumeResult(
+            info=info,
+            estimates=estimates,
+            directions=directions,
+            rays=rays,
+            prior=prior_table(prior, risk.space, weights),
+            indices=None if self.data.indices is None else self.data.indices.numpy(),
+        )
+
+
+def _excess_at(excess: ExcessLoss, prior: GaussianPrior | UniformPrior, z: Tensor) -> Tensor:
+    """The excess loss at whitened points (k, n)."""
+    return excess(prior.unwhiten(z))
+
+
+def volume(
+    task: Task | ResolvedTask | str,
+    checkpoint: Path | str | None = None,
+    *,
+    settings: Settings | None = None,
+    options: VolumeOptions | None = None,
+    task_settings: Mapping[str, Any] | None = None,
+) -> VolumeResult:
+    """Log-volume of a basin: the library's counterpart of ``landscape volume``.
+
+    Args:
+        task: a :class:`Task`, a task file ``file.py:attr`` or a built-in name.
+        checkpoint: weights to load; the model's own where None.
+        settings: data, device and precision; the loss is ``behaviour`` where None.
+        options: what to measure.
+        task_settings: arguments of the task's builder, where ``task`` is a name.
+
+    Returns:
+        log-volumes by method, the table of directions, and the rays.
+
+    Raises:
+        LandscapeError: see :mod:`landscape.errors`.
+    """
+    settings = Settings(loss="behaviour") if settings is None else settings
+    return VolumeRun(
+        **prepared(task, checkpoint, settings, task_settings),
+        options=VolumeOptions() if options is None else options,
+    ).measure()

@@ -1,0 +1,119 @@
+"""The part of a result file that ``landscape volume`` writes; see :mod:`landscape.store`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from landscape.results import Result, RunInfo
+from landscape.store import (
+    group_at,
+    read_array,
+    read_fields,
+    scalars,
+    write_array,
+    write_attributes,
+)
+from landscape.volume.records import Directions, PriorTable, Rays, VolumeEstimate, VolumeResult
+
+__all__ = ["read_volume", "write_volume"]
+
+_TABLE = ("sizes", "mean", "scale", "anchor", "location")
+
+
+def write_volume(file: h5py.File, result: Result) -> None:
+    """Write everything but the run's record and the examples' indices."""
+    if not isinstance(result, VolumeResult):
+        raise TypeError(f"a {type(result).__name__} has no place in a volume's result file")
+    for method, estimate in result.estimates.items():
+        group = group_at(file, f"volume/{method}")
+        write_attributes(group, scalars(estimate))
+        _write_arrays(group, estimate, {1: ("cutoff",)})
+    if result.rays is not None:
+        # Beside the estimate, whose cutoffs they share.
+        group = group_at(file, "volume/radial")
+        write_array(group, "ray", result.rays.index, ("ray",))
+        _write_arrays(group, result.rays, {2: ("cutoff", "ray")})
+    if result.directions is not None:
+        group = group_at(file, "directions")
+        write_array(group, "cutoff", result.directions.cutoff, ("cutoff",))
+        write_array(group, "remainder", result.directions.remainder, ("cutoff",))
+        names = {f.name for f in dataclasses.fields(Directions)} - {"cutoff", "remainder"}
+        for name in sorted(names):
+            values = getattr(result.directions, name)
+            axes = ("direction",) if values.ndim == 1 else ("cutoff", "direction")
+            write_array(group, "class" if name == "kind" else name, values, axes)
+    group = group_at(file, "prior")
+    group.create_dataset("name", data=[n.encode() for n in result.prior.names]).make_scale("name")
+    for name in _TABLE:
+        write_array(group, name, np.asarray(getattr(result.prior, name)), ("name",))
+
+
+def _write_arrays(group: h5py.Group, record: Any, axes: dict[int, tuple[str, ...]]) -> None:
+    for field in dataclasses.fields(record):
+        values = getattr(record, field.name)
+        known = field.name == "index" or field.name in group
+        if isinstance(values, np.ndarray) and values.ndim in axes and not known:
+            write_array(group, field.name, values, axes[values.ndim])
+
+
+def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | None) -> VolumeResult:
+    """The result that a file holds.
+
+    Raises:
+        KeyError, ValueError, TypeError: it is damaged, as the caller reports.
+    """
+    estimates = {
+        name: read_fields(VolumeEstimate, node, name) for name, node in file["volume"].items()
+    }
+    for name, estimate in estimates.items():
+        _same_length(estimate, len(estimate.cutoff), f"volume/{name}")
+    rays = None
+    if "radial" in file["volume"] and "ray" in file["volume/radial"]:
+        node = file["volume/radial"]
+        values = {f.name: read_array(node, f.name) for f in dataclasses.fields(Rays)[2:]}
+        rays = Rays(cutoff=read_array(node, "cutoff"), index=read_array(node, "ray"), **values)
+        shape = (len(rays.cutoff), len(rays.index))
+        if any(value.shape != shape for value in values.values()):
+            raise ValueError(f"volume/radial: arrays of rays are not all of shape {shape}")
+    return VolumeResult(
+        info=info,
+        indices=indices,
+        estimates=estimates,
+        rays=rays,
+        directions=_directions(file["directions"]) if "directions" in file else None,
+        prior=_table(file["prior"]),
+    )
+
+
+def _directions(node: h5py.Group) -> Directions:
+    names = [f.name for f in dataclasses.fields(Directions)]
+    values = {n: read_array(node, "class" if n == "kind" else n) for n in names}
+    found = Directions(**values)
+    c, d = len(found.cutoff), len(found.eigenvalue)
+    for name in names:
+        allowed = {1: ((c,), (d,)), 2: ((c, d),)}
+        if values[name].shape not in allowed.get(values[name].ndim, ()):
+            raise ValueError(f"directions: {name} has shape {values[name].shape}")
+    if not np.isin(found.kind, (0, 1, 2)).all():
+        raise ValueError("directions: a class is not 0, 1 or 2")
+    return found
+
+
+def _table(node: h5py.Group) -> PriorTable:
+    columns = {name: tuple(read_array(node, name).tolist()) for name in _TABLE}
+    names = tuple(text.decode() for text in node["name"][()])
+    if any(len(column) != len(names) for column in columns.values()):
+        raise ValueError("prior: columns of different lengths")
+    return PriorTable(names=names, **columns)
+
+
+def _same_length(record: Any, length: int, where: str) -> None:
+    for field in dataclasses.fields(record):
+        values = getattr(record, field.name)
+        if isinstance(values, np.ndarray) and values.shape != (length,):
+            raise ValueError(f"{where}: {field.name} has shape {values.shape}")

@@ -1,0 +1,111 @@
+"""Means of importance weights: exact sums, honest intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from landscape.volume.weights import log_mean, tail_index
+
+
+def brute(logs):
+    """Value, jackknife error and ESS, from the definitions."""
+    w = np.exp(logs)
+    without = np.array([np.log(np.delete(w, i).mean()) for i in range(len(w))])
+    stderr = np.sqrt((len(w) - 1) * without.var())
+    return np.log(w.mean()), stderr, w.sum() ** 2 / (w**2).sum()
+
+
+def test_definitions():
+    logs = np.random.default_rng(0).normal(size=60)
+    value, stderr, ess = brute(logs)
+    for shift in (0.0, -1e4, 1e4):
+        found = log_mean(logs + shift)
+        assert found.value - shift == pytest.approx(value, abs=1e-11)
+        assert found.stderr == pytest.approx(stderr, rel=1e-9)
+        assert found.ess == pytest.approx(ess, rel=1e-9)
+        assert found.largest_share == pytest.approx(np.exp(logs.max()) / np.exp(logs).sum())
+        assert found.lower < found.value < found.upper
+        assert found.label == "estimate"
+
+
+def test_a_dominating_weight_is_a_lower_bound_not_a_number_with_an_error():
+    found = log_mean(np.r_[0.0, np.full(199, -600.0)])
+    assert found.value == pytest.approx(-math.log(200))
+    assert found.label == "lower bound"
+    assert found.upper == math.inf
+    assert found.lower == pytest.approx(found.value - math.log(20))
+    assert found.ess == pytest.approx(1)
+    assert found.largest_share == pytest.approx(1)
+    # Leaving it out changes the log by 600; a subtraction from the sum would see nothing there.
+    assert found.stderr == pytest.approx(600 * 199 / 200, rel=0.02)
+
+
+@pytest.mark.parametrize("logs", [[-3.0], [-math.inf] * 5, [0.0] + [-math.inf] * 40])
+def test_too_few_weights(logs):
+    found = log_mean(np.array(logs))
+    assert found.label == "lower bound"
+    assert found.upper == math.inf
+    assert math.isnan(found.stderr)
+    assert found.ess <= 1 + 1e-12
+    assert found.value == pytest.approx(np.logaddexp.reduce(logs) - math.log(len(logs)))
+
+
+def test_equal_weights_are_exact():
+    found = log_mean(np.full(30, -5.0))
+    assert (found.lower, found.value, found.upper) == pytest.approx((-5, -5, -5), abs=1e-12)
+    assert found.stderr == pytest.approx(0, abs=1e-12)
+    assert found.tail_index == -math.inf
+
+
+LAWS = {
+    "log-normal 0.3": lambda g, k: g.normal(size=k) * 0.3 - 0.045,
+    "log-normal 1": lambda g, k: g.normal(size=k) - 0.5,
+    "log-normal 1.5": lambda g, k: g.normal(size=k) * 1.5 - 1.125,
+    "log-normal 3": lambda g, k: g.normal(size=k) * 3 - 4.5,
+    "gamma": lambda g, k: np.log(g.gamma(0.3, size=k)) - math.log(0.3),
+    "pareto": lambda g, k: np.log1p(g.pareto(2.5, size=k)) - math.log(2.5 / 1.5),
+    "two values": lambda g, k: np.where(g.random(k) < 0.2, math.log(5 - 4e-9), -20.0),
+}
+
+
+@pytest.mark.parametrize("count", [60, 400])
+@pytest.mark.parametrize("name", list(LAWS))
+def test_intervals_hold_the_truth(name, count):
+    generator = np.random.default_rng(1)
+    truth = 0.0 if name != "two values" else math.log(0.2 * (5 - 4e-9) + 0.8 * math.exp(-20))
+    found = [log_mean(LAWS[name](generator, count)) for _ in range(300)]
+    held = np.mean([f.lower <= truth <= f.upper for f in found])
+    assert held >= 0.91
+    # No wider than needed: an error bar that is right, and few truths far inside.
+    if name in ("log-normal 0.3", "log-normal 1", "two values"):
+        values = np.array([f.value for f in found])
+        assert np.median([f.stderr for f in found]) == pytest.approx(values.std(), rel=0.2)
+        assert np.mean([f.label == "estimate" for f in found]) > 0.75
+        widths = [f.upper - f.lower for f in found if f.label == "estimate"]
+        assert np.median(widths) < 1.3 * 2 * 1.96 * values.std()
+    if name == "log-normal 3":
+        assert np.mean([f.label == "lower bound" for f in found]) > 0.8
+
+
+def test_the_lower_bound_holds_for_any_weights():
+    generator = np.random.default_rng(2)
+    for spread in (2.0, 5.0, 20.0):
+        logs = generator.normal(size=(400, 20)) * spread - spread**2 / 2
+        found = [log_mean(row) for row in logs]
+        bounds = [f for f in found if f.label == "lower bound"]
+        assert len(bounds) > 200
+        assert np.mean([f.lower <= 0 for f in found]) >= 0.95
+
+
+@pytest.mark.parametrize("k", [-0.5, 0.0, 0.3, 0.9])
+def test_the_tail_index_of_generalised_pareto_weights(k):
+    found = [
+        tail_index(stats.genpareto.rvs(k, size=4000, random_state=seed) + 1) for seed in range(40)
+    ]
+    # Drawn to 1/2 by 10 of 200 observations.
+    assert np.mean(found) == pytest.approx((k * 189 + 5) / 199, abs=0.06)
+    assert math.isnan(tail_index(np.arange(24.0)))
