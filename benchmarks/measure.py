@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods import PRODUCTS, SOLVERS, ours_product
+from methods import IMPORTED, PRODUCTS, SOLVERS, ours_product
 from problems import Problem, load, prepare
 
 
@@ -140,6 +141,8 @@ def solve(
     problem.gradient()
     warm = f"{method}, written out" if options.get("written_out") else method
     PRODUCTS[warm][0](problem)(row)
+    for module in IMPORTED[method]:
+        importlib.import_module(module)
     with PeakMemory(device) as memory, Clock(device) as clock:
         outcome = SOLVERS[kind][method](problem, options)
     found = {

@@ -15,6 +15,14 @@ from torch import Tensor, nn
 
 TOP = 10
 
+# What each solver imports where it is used: loaded beforehand, so that no run pays for it.
+IMPORTED = {
+    "landscape": ("landscape.eigensolver", "landscape.density"),
+    "curvlinops": ("curvlinops", "scipy.sparse.linalg"),
+    "hessian-eigenthings": ("hessian_eigenthings.algorithms",),
+    "PyHessian": ("pyhessian.hessian",),
+}
+
 
 @dataclass(kw_only=True)
 class Outcome:

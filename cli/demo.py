@@ -1,5 +1,6 @@
 """``landscape demo``: from nothing to a figure of a real network's Hessian in under a minute."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +30,12 @@ def demo(
     from landscape.plotting import plot_results
     from landscape.store import load
     from landscape.training import train
+    from landscape.volume.options import VolumeOptions
     from landscape_cli.hessian_job import HessianJob
     from landscape_cli.measuring import measure_checkpoints
     from landscape_cli.render import Sums
     from landscape_cli.train import training_table
+    from landscape_cli.volume_job import VolumeJob
 
     runs, results = folder / "checkpoints", folder / "results"
     REPORT.say("[bold]1. training[/bold] digits-mlp on 8x8 handwritten digits")
@@ -43,20 +46,28 @@ def demo(
     common = Common(task="digits-mlp", out=results, json=json, quiet=quiet, seed=seed)
     with REPORT.without_tables():
         files = measure_checkpoints(paths, common, HessianJob(HessianOptions(), Sums()))
-    figure = folder / "spectrum.png"
-    plot_results(files, figure)
+    spectra, volumes = folder / "spectrum.png", folder / "volume.png"
+    plot_results(files, spectra)
     REPORT.table(_table([load(file) for file in files]))
+    REPORT.say("[bold]3. log-volumes[/bold] under a Gaussian prior (a few seconds each)")
+    options = VolumeOptions(cutoffs=(1e-3, 1e-2, 1e-1), samples=64)
+    behaviour = dataclasses.replace(common, loss="behaviour")
+    with REPORT.without_tables():
+        basins = measure_checkpoints(paths, behaviour, VolumeJob(options, behaviour))
+    plot_results(basins, volumes)
+    REPORT.table(_volumes([load(file) for file in basins]))
     last = points[-1].path
     REPORT.table(
         "\n".join(
             (
-                f"[bold]figure[/bold]   {printable(figure)}",
+                f"[bold]figures[/bold]  {printable(spectra)}, {printable(volumes)}",
                 f"[bold]results[/bold]  {printable(results)}/*.h5",
                 "",
                 "[bold]What to try next[/bold]",
                 f"  landscape show {printable(files[-1])}",
                 f"  landscape check {printable(last)} --task digits-mlp",
                 f"  landscape hessian {printable(last)} --task digits-mlp --operator ggn",
+                f"  landscape volume {printable(last)} --task digits-mlp --cutoff 1e-4:1:13",
                 "  landscape train modular-addition -o runs/grok",
                 "  landscape hessian model.pt --task my_task.py        # your own network",
             )
@@ -83,6 +94,31 @@ def _table(results: list[object]) -> object:
             f"{spectrum.eigenvalues[-1]:.2g}",
             f"{moments.trace.value:.4g}",
             f"{moments.negative_mass.value:.1%}",
+        )
+    return table
+
+
+def _volumes(results: list[object]) -> object:
+    from rich.table import Table
+
+    from landscape.volume.records import VolumeResult
+
+    table = Table(
+        title="log V in nats where outputs change by at most a KL of 0.01", title_justify="left"
+    )
+    for column in ("step", "quadratic", "radial", "steep", "intermediate", "flat"):
+        table.add_column(column, justify="right")
+    for result in results:
+        if not isinstance(result, VolumeResult) or result.directions is None:
+            continue
+        place = list(result.directions.cutoff).index(0.01)
+        quadratic, radial = result.estimates["quadratic"], result.estimates["radial"]
+        mark = "≥ " if radial.lower_bound[place] else ""
+        table.add_row(
+            str(result.info.step),
+            f"{quadratic.log_volume[place]:.1f}",
+            f"{mark}{radial.log_volume[place]:.1f}",
+            *(f"{count:.0f}" for count in result.directions.counts()[place]),
         )
     return table
 

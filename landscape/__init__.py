@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from landscape.store import load as load
     from landscape.task import Task as Task
     from landscape.task import resolve_task as resolve_task
+    from landscape.volume.options import VolumeOptions as VolumeOptions
+    from landscape.volume.records import VolumeResult as VolumeResult
+    from landscape.volume_runs import log_volume as log_volume
 
 _HOME = {
     "BinaryCrossEntropy": "criteria",
@@ -40,10 +43,13 @@ _HOME = {
     "Settings": "settings",
     "SquaredError": "criteria",
     "Task": "task",
+    "VolumeOptions": "volume.options",
+    "VolumeResult": "volume.records",
     "collect": "series",
     "hessian_spectrum": "runs",
     "load": "store",
     "load_series": "series_store",
+    "log_volume": "volume_runs",
     "read_checkpoint": "checkpoint",
     "resolve_task": "task",
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "ORANGE", "hessian_figure", "plain", "plot_results", "title"]
+__all__ = ["BLUE", "ORANGE", "hessian_figure", "plain", "plot_results", "step_colours", "title"]
 
 _FORMATS = (".png", ".pdf", ".svg")
 _FLOOR = 1e-2  # Smallest expected number of eigenvalues per bandwidth that is drawn.
@@ -92,14 +92,15 @@ def hessian_figure(results: Sequence[HessianResult]) -> Figure:
     grid: Any = figure.subplots(len(operators), 2 if dense else 1, squeeze=False)
     for row, name in zip(grid, operators, strict=True):
         of = [result for result in results if name in result.spectra]
-        colours = _colours(len(of))
+        colours = step_colours(len(of))
         if dense:
             _density_panel(row[0], name, of, colours)
         _scree_panel(row[-1], name, of, colours)
     return figure
 
 
-def _colours(count: int) -> list[Any]:
+def step_colours(count: int) -> list[Any]:
+    """A colour for every checkpoint, in the order of their steps."""
     from matplotlib import colormaps
 
     if count == 1:

@@ -23,7 +23,7 @@ Needs only numpy and scipy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -199,7 +199,7 @@ def log_cdf_reweighted(
 
     Raises:
         UsageError: shapes do not fit, a multiplicity is negative, or a cutoff is NaN.
-        NotConvergedError: as :func:`log_cdf`, also where the multiplicities are too far away.
+        NotConvergedError: as :func:`log_cdf`.
     """
     weights = np.asarray(multiplicities, dtype=np.float64)
     if weights.ndim != 2 or weights.shape[1] != len(form.eigenvalues) or not (weights >= 0).all():
@@ -211,11 +211,15 @@ def log_cdf_reweighted(
     columns = []
     for e in _checked(cutoffs):
         certain = _certain(tails, float(e))
-        if certain is None:
-            sign, tail = (1.0, tails[0]) if e <= mean else (-1.0, tails[1])
-            columns.append(_inverted(tail, sign, float(e), weights[:, tail.kept].T)[0])
-        else:
+        if certain is not None:
             columns.append(np.full(len(weights), certain))
+            continue
+        sign, tail = (1.0, tails[0]) if e <= mean else (-1.0, tails[1])
+        try:
+            columns.append(_inverted(tail, sign, float(e), weights[:, tail.kept].T)[0])
+        except NotConvergedError:  # Too far apart for one contour.
+            laws = [replace(form, multiplicity=row) for row in weights]
+            columns.append(np.array([log_cdf(law, e).log_probability[0] for law in laws]))
     return np.stack(columns, axis=1) if columns else np.zeros((len(weights), 0))
 
 
@@ -287,8 +291,9 @@ def _inverted(
         third=tilt.third,
         weight=abs(weight),
     )
-    scale = found.value if sign > 0 else np.exp(-level)
-    if not (found.error <= _LOST * scale).all():
+    # The probability, divided as the integral is.
+    part = found.value if sign > 0 else np.exp(np.minimum(-level, -_UNDERFLOW / 2)) - found.value
+    if not (found.error <= _LOST * part).all():
         raise NotConvergedError(
             f"the probability that the quadratic loss is at most {e:.6g} is lost in rounding "
             "errors; expected eigenvalues and a cutoff within reach of double precision. Use other "

@@ -8,16 +8,19 @@ random ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landscape.agreement import in_order, require_agreement
+from landscape.agreement import MAY, MUST, Rules, joined, option, require_one_command
+from landscape.errors import UsageError
 from landscape.log_density import BANDWIDTH, counts_per_decade, log_grid
 from landscape.results import MODULES, Density, HessianResult, Moments, Spectrum, block_size
 from landscape.series_records import Band, OperatorSeries, Series
+from landscape.volume.records import VolumeResult
+from landscape.volume_series import VolumeSeries, collect_volumes
 
 __all__ = ["Band", "OperatorSeries", "Series", "collect", "subspace_overlap"]
 
@@ -27,16 +30,65 @@ Vectors = Callable[[int, str], NDArray[Any] | None]
 _QUANTITIES = ("trace", "trace_square", "negative_mass", "near_zero_mass")
 
 
+def _operators(result: HessianResult) -> list[str]:
+    return sorted(name for name in result.spectra if MODULES not in name)
+
+
+def _modules(result: HessianResult) -> list[str]:
+    return sorted(name for name in result.spectra if MODULES in name)
+
+
+def _methods(result: HessianResult) -> dict[str, str]:
+    return {name: result.spectra[name].method for name in _operators(result)}
+
+
+def _depth(result: HessianResult) -> tuple[Any, ...]:
+    spectra, moments = result.spectra.values(), result.moments.values()
+    return (
+        result.info.status == "complete",
+        sum(s.exact for s in spectra),
+        len(moments),
+        sum(len(s.eigenvalues) for s in spectra),
+        sum(m.n_probes for m in moments),
+    )
+
+
+_RULES = Rules(
+    must={
+        **MUST,
+        "the operators (--operator)": _operators,
+        "the diagonal blocks (--per-module)": _modules,
+    },
+    may={**MAY, "--method": _methods, "--tol": option("tol")},
+    depth=_depth,
+)
+
+
+@overload
 def collect(
     results: Sequence[HessianResult],
     *,
     sources: Sequence[str] | None = None,
     vectors: Vectors | None = None,
-) -> Series:
+) -> Series: ...
+
+
+@overload
+def collect(
+    results: Sequence[VolumeResult], *, sources: Sequence[str] | None = None
+) -> VolumeSeries: ...
+
+
+def collect(
+    results: Sequence[Any],
+    *,
+    sources: Sequence[str] | None = None,
+    vectors: Vectors | None = None,
+) -> Series | VolumeSeries:
     """Join results over the training step.
 
     Args:
-        results: of one network and one configuration, in any order.
+        results: of one command, one network and one configuration, in any order.
         sources: where each result comes from, for messages; default: its checkpoint.
         vectors: eigenvectors of a result by its index and an operator's name, where the results do
             not hold them; called for one pair of results at a time, so that few are in memory.
@@ -47,45 +99,26 @@ def collect(
     Raises:
         UsageError: the results do not belong to one series.
     """
+    if not results:
+        raise UsageError("no result to collect; expected results of landscape hessian or volume")
     names = [r.info.checkpoint for r in results] if sources is None else list(sources)
-    warnings = require_agreement(results, names)
-    order, numbered, notices = in_order(results, names)
-    chosen = [results[i] for i in order]
+    require_one_command(results, names, "Collect each kind by itself")
+    if isinstance(results[0], VolumeResult):
+        return collect_volumes(results, names)
+    order, rows = joined(results, names, _RULES)
+    chosen: list[HessianResult] = [results[i] for i in order]
 
     def vectors_of(row: int, operator: str) -> NDArray[Any] | None:
         if vectors is not None:
             return vectors(order[row], operator)
         return chosen[row].spectra[operator].eigenvectors
 
-    infos = [r.info for r in chosen]
-    steps = [index if i.step is None else i.step for index, i in enumerate(infos)]
+    warnings: list[str] = rows.pop("warnings")
     operators = {
         name: _operator_series(name, chosen, vectors_of, warnings) for name in chosen[0].spectra
     }
-    return Series(
-        step=np.array(steps, dtype=np.int64),
-        numbered=numbered,
-        checkpoint=tuple(i.checkpoint for i in infos),
-        checkpoint_sha256=tuple(i.checkpoint_sha256 for i in infos),
-        source=tuple(names[i] for i in order),
-        key=tuple(i.key for i in infos),
-        loss=np.array([i.loss for i in infos]),
-        gradient_norm=np.array([i.gradient_norm for i in infos]),
-        wall_seconds=np.array([i.wall_seconds for i in infos]),
-        n_matvecs=np.array([i.n_matvecs for i in infos], dtype=np.int64),
-        task=infos[0].task,
-        n_parameters=infos[0].n_parameters,
-        n_examples=infos[0].n_examples,
-        config=_common(infos[0].config, [i.config for i in infos]),
-        operators=operators,
-        warnings=tuple(warnings),
-        notices=tuple(notices),
-    )
-
-
-def _common(first: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    kept = {k: v for k, v in first.items() if all(k in c and c[k] == v for c in configs)}
-    return {**kept, "command": "collect"}
+    notices = tuple(rows.pop("notices"))
+    return Series(**rows, operators=operators, warnings=tuple(warnings), notices=notices)
 
 
 def subspace_overlap(previous: NDArray[Any], current: NDArray[Any]) -> float:

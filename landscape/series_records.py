@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Band", "OperatorSeries", "Series"]
+__all__ = ["Band", "OperatorSeries", "Series", "TrainingSeries"]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -83,8 +83,8 @@ class OperatorSeries:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
-    """Results over the training step.
+class TrainingSeries:
+    """Results over the training step: what every series says of its rows.
 
     Attributes:
         step: training steps in ascending order, (t,); 0, 1, ... where they are not known.
@@ -101,7 +101,6 @@ class Series:
         n_parameters: number of parameters that were measured.
         n_examples: number of examples.
         config: the options on which all results agree.
-        operators: the spectra, by operator and module.
         warnings: what differs between results, and what is missing.
         notices: what was left out for good reason.
     """
@@ -120,6 +119,16 @@ class Series:
     n_parameters: int
     n_examples: int
     config: Mapping[str, Any]
-    operators: Mapping[str, OperatorSeries]
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series(TrainingSeries):
+    """Spectra over the training step.
+
+    Attributes:
+        operators: the spectra, by operator and module.
+    """
+
+    operators: Mapping[str, OperatorSeries]

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from landscape.errors import ResultFileError
 from landscape.results import MODULES, HessianResult
 from landscape.series import collect
-from landscape.series_records import Band, OperatorSeries, Series
-from landscape.store import SCHEMA, atomic_h5, load, open_untrusted, write_array
+from landscape.series_records import Band, OperatorSeries, Series, TrainingSeries
+from landscape.store import SCHEMA, atomic_h5, load, open_untrusted, read_shaped, write_array
+from landscape.volume_series import VolumeSeries
+from landscape.volume_series_store import read_volume_series, write_volume_series
 
 __all__ = ["collect_files", "content", "kind_of", "load_series", "save_series"]
 
@@ -59,15 +61,17 @@ def kind_of(path: Path | str) -> Literal["result", "series"]:
         return "series" if file.attrs.get("kind") == "series" else "result"
 
 
-def collect_files(paths: Sequence[Path]) -> Series:
-    """Join result files; eigenvectors are read for two files at a time.
+def collect_files(paths: Sequence[Path]) -> Series | VolumeSeries:
+    """Join result files of one command; eigenvectors are read for two files at a time.
 
     Raises:
         ResultFileError: a file is not a result.
         UsageError: the results do not belong to one series.
     """
 
-    def without_vectors(result: HessianResult) -> HessianResult:
+    def without_vectors(result: Any) -> Any:
+        if not isinstance(result, HessianResult):
+            return result
         spectra = {
             name: dataclasses.replace(spectrum, eigenvectors=None)
             for name, spectrum in result.spectra.items()
@@ -83,7 +87,7 @@ def collect_files(paths: Sequence[Path]) -> Series:
     return collect(results, sources=[str(path) for path in paths], vectors=vectors)
 
 
-def content(series: Series) -> str:
+def content(series: TrainingSeries) -> str:
     """SHA-256 of everything in a series but the names of the result files."""
     digest = hashlib.sha256(SCHEMA.encode())
     # Names as they are read back, since they need not be UTF-8.
@@ -107,7 +111,7 @@ def _flat(record: Any) -> Iterator[tuple[str, Any]]:
     """All leaves of a record, with their paths."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if field.name == "operators":
+        if field.name in ("operators", "methods"):
             for name, part in value.items():
                 yield from ((f"{name}/{label}", leaf) for label, leaf in _flat(part))
         elif isinstance(value, Band):
@@ -116,7 +120,7 @@ def _flat(record: Any) -> Iterator[tuple[str, Any]]:
             yield field.name, value
 
 
-def save_series(path: Path, series: Series) -> None:
+def save_series(path: Path, series: Series | VolumeSeries) -> None:
     """Write a series file atomically.
 
     Raises:
@@ -126,6 +130,7 @@ def save_series(path: Path, series: Series) -> None:
         for name, value in (
             ("schema", SCHEMA),
             ("kind", "series"),
+            ("of", "volume" if isinstance(series, VolumeSeries) else "hessian"),
             ("command", "collect"),
             ("content", content(series)),
             ("config", json.dumps(dict(series.config), default=str)),
@@ -146,6 +151,9 @@ def save_series(path: Path, series: Series) -> None:
             texts = np.array([_text(t) for t in getattr(series, name)], dtype=object)
             data = run.create_dataset(name, data=texts, dtype=h5py.string_dtype())
             data.dims[0].attach_scale(run["step"])
+        if isinstance(series, VolumeSeries):
+            write_volume_series(file, series)
+            return
         for operator in series.operators.values():
             _write_operator(file, series.step, operator)
 
@@ -184,8 +192,12 @@ def _part(name: str, part: str) -> str:
     return name if part == "value" else f"{name}_{part}"
 
 
-def load_series(path: Path | str) -> Series:
+def load_series(path: Path | str) -> Any:
     """Load a series file as the dataclass that :func:`landscape.series.collect` returned.
+
+    Returns:
+        a :class:`landscape.series_records.Series` or a
+        :class:`landscape.volume_series.VolumeSeries`, by what was collected.
 
     Raises:
         ResultFileError: it is no series file, or damaged.
@@ -196,59 +208,53 @@ def load_series(path: Path | str) -> Series:
                 f"{path} is the result of one checkpoint, not a series; expected a file of "
                 "landscape collect"
             )
-        run = file["run"]
-        step = _numbers(run, "step", (None,)).astype(np.int64)
-        t = len(step)
-        columns: dict[str, Any] = {name: _texts(run, name, t) for name in _RUN_TEXT}
-        columns |= {name: _numbers(run, name, (t,)) for name in _RUN}
-        operators = {}
+        rows = _read_rows(file)
+        if file.attrs.get("of") == "volume":
+            return read_volume_series(file, rows)
+        operators, t = {}, len(rows["step"])
         for name, node in file["operator"].items() if "operator" in file else ():
             operators[name] = _read_operator(node, name, t)
             for module, block in node["modules"].items() if "modules" in node else ():
                 label = f"{name}{MODULES}{module}"
                 operators[label] = _read_operator(block, label, t)
-        return Series(
-            step=step,
-            numbered=bool(file.attrs["numbered"]),
-            **columns,
-            task=str(file.attrs["task"]),
-            n_parameters=int(file.attrs["n_parameters"]),
-            n_examples=int(file.attrs["n_examples"]),
-            config=dict(json.loads(file.attrs["config"])),
-            operators=operators,
-            warnings=tuple(map(str, json.loads(file.attrs["warnings"]))),
-            notices=tuple(map(str, json.loads(file.attrs["notices"]))),
-        )
+        return Series(**rows, operators=operators)
+
+
+def _read_rows(file: h5py.File) -> dict[str, Any]:
+    """The fields that all series have."""
+    run = file["run"]
+    step = read_shaped(run, "step", (None,)).astype(np.int64)
+    t = len(step)
+    return {
+        "step": step,
+        "numbered": bool(file.attrs["numbered"]),
+        **{name: _texts(run, name, t) for name in _RUN_TEXT},
+        **{name: read_shaped(run, name, (t,)) for name in _RUN},
+        "task": str(file.attrs["task"]),
+        "n_parameters": int(file.attrs["n_parameters"]),
+        "n_examples": int(file.attrs["n_examples"]),
+        "config": dict(json.loads(file.attrs["config"])),
+        "warnings": tuple(map(str, json.loads(file.attrs["warnings"]))),
+        "notices": tuple(map(str, json.loads(file.attrs["notices"]))),
+    }
 
 
 def _read_operator(node: h5py.Group, name: str, t: int) -> OperatorSeries:
     prefix = "module_" if MODULES in name else ""
     sizes = {"step": t}
     for axis in ("k", "k_smallest", "log_lambda"):
-        sizes[axis] = len(_numbers(node, prefix + axis, (None,)))
+        sizes[axis] = len(read_shaped(node, prefix + axis, (None,)))
     values: dict[str, Any] = {
-        array: _numbers(node, array, tuple(sizes[a] for a in axes))
+        array: read_shaped(node, array, tuple(sizes[a] for a in axes))
         for array, axes in _ARRAYS.items()
     }
     for band in _BANDS:
-        parts = {part: _numbers(node, _part(band, part), (t,)) for part in _PARTS}
+        parts = {part: read_shaped(node, _part(band, part), (t,)) for part in _PARTS}
         values[band] = Band(**parts)
     for attribute, convert in _NUMBERS.items():
         values[attribute] = convert(node.attrs[attribute])
-    grid = _numbers(node, f"{prefix}log_lambda", (None,))
+    grid = read_shaped(node, f"{prefix}log_lambda", (None,))
     return OperatorSeries(operator=name, log_lambda=grid, **values)
-
-
-def _numbers(node: h5py.Group, name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
-    data = node[name]
-    values = np.asarray(data[()])
-    if values.dtype.kind not in "biuf":
-        raise TypeError(f"the array {name!r} holds {values.dtype}, not numbers")
-    if values.ndim != len(shape) or any(
-        want not in (None, size) for want, size in zip(shape, values.shape, strict=True)
-    ):
-        raise ValueError(f"{node.name}: the array {name!r} has shape {values.shape}, not {shape}")
-    return values.astype(np.bool_) if data.attrs.get("dtype") == "bool" else values
 
 
 def _texts(node: h5py.Group, name: str, t: int) -> tuple[str, ...]:

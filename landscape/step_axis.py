@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from landscape.series_records import Series
+from landscape.series_records import TrainingSeries
 from landscape.text import escape_name
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _scale(step: FloatArray) -> tuple[str, float]:
     return ("symlog" if len(positive) < len(step) else "log"), least
 
 
-def step_edges(series: Series) -> FloatArray:
+def step_edges(series: TrainingSeries) -> FloatArray:
     """Borders between steps, halfway on the step axis, and beyond both ends, (t + 1,)."""
     step = series.step.astype(np.float64)
     kind, least = _scale(step)
@@ -66,7 +66,7 @@ def _transform(kind: str, least: float) -> tuple[Map, Map]:
     return place, back
 
 
-def step_axis(axes: Axes, series: Series) -> None:
+def step_axis(axes: Axes, series: TrainingSeries) -> None:
     """Scale, limits and ticks of the horizontal axis."""
     from matplotlib.ticker import FixedLocator, MaxNLocator
 

@@ -360,6 +360,20 @@ def read_array(node: h5py.Group, name: str) -> NDArray[Any]:
     return values.astype(np.bool_) if data.attrs.get("dtype") == "bool" else values
 
 
+def read_shaped(node: h5py.Group, name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """An array of numbers of a shape, whose axes are free where None stands; raises as the above.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    values = read_array(node, name)
+    if values.ndim != len(shape) or any(
+        want not in (None, size) for want, size in zip(shape, values.shape, strict=True)
+    ):
+        raise ValueError(f"{node.name}: the array {name!r} has shape {values.shape}, not {shape}")
+    return values
+
+
 def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else convert(value)
 

@@ -31,7 +31,7 @@ from landscape.volume.quadratic_job import quadratic_job
 from landscape.volume.radial_job import radial_job
 from landscape.volume.records import VolumeEstimate, VolumeResult
 
-__all__ = ["VolumeRun", "volume"]
+__all__ = ["VolumeRun", "log_volume"]
 
 
 @dataclass(kw_only=True)
@@ -268,7 +268,7 @@ def _excess_at(excess: ExcessLoss, prior: GaussianPrior | UniformPrior, z: Tenso
     return excess(prior.unwhiten(z))
 
 
-def volume(
+def log_volume(
     task: Task | ResolvedTask | str,
     checkpoint: Path | str | None = None,
     *,
@@ -290,6 +290,12 @@ def volume(
 
     Raises:
         LandscapeError: see :mod:`landscape.errors`.
+
+    Example:
+        >>> options = VolumeOptions(cutoffs=(0.1,), samples=20)
+        >>> result = log_volume("digits-mlp", options=options, task_settings={"width": 2})
+        >>> sorted(result.estimates)
+        ['quadratic', 'radial']
     """
     settings = Settings(loss="behaviour") if settings is None else settings
     return VolumeRun(

@@ -70,6 +70,8 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
     estimates = {
         name: read_fields(VolumeEstimate, node, name) for name, node in file["volume"].items()
     }
+    if not estimates:
+        raise ValueError("volume: there is no method")
     for name, estimate in estimates.items():
         _same_length(estimate, len(estimate.cutoff), f"volume/{name}")
     rays = None
@@ -80,12 +82,17 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
         shape = (len(rays.cutoff), len(rays.index))
         if any(value.shape != shape for value in values.values()):
             raise ValueError(f"volume/radial: arrays of rays are not all of shape {shape}")
+    directions = _directions(file["directions"]) if "directions" in file else None
+    cutoffs = [estimate.cutoff for estimate in estimates.values()]
+    cutoffs += [] if directions is None else [directions.cutoff]
+    if any(not np.array_equal(one, cutoffs[0]) for one in cutoffs):
+        raise ValueError("the cutoffs of the methods and the directions differ")
     return VolumeResult(
         info=info,
         indices=indices,
         estimates=estimates,
         rays=rays,
-        directions=_directions(file["directions"]) if "directions" in file else None,
+        directions=directions,
         prior=_table(file["prior"]),
     )
 
