@@ -21,7 +21,7 @@ import torch
 from hessian_speed import hardware
 from threadpoolctl import threadpool_limits
 from volume_figure import draw
-from volume_methods import PAIRS, PRODUCTS, STEPS, plain, quadratic_methods
+from volume_methods import PAIRS, PRODUCTS, RANK, STEPS, lanczos, plain, quadratic_methods
 from volume_networks import CUTOFFS, FACTORS, network_methods, network_tilts, trained
 from volume_problems import CUTOFF, SPECTRA, Quadratic
 from volume_report import render
@@ -30,6 +30,7 @@ from landscape.settings import versions
 
 HERE = Path(__file__).resolve().parent
 NAME = "volume_accuracy"
+SPLITS = ((50, 60), (50, 40), (50, 30), (PAIRS, STEPS))  # Eigenpairs and steps of a probe.
 
 
 def quadratics(options: argparse.Namespace, note: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -56,6 +57,23 @@ def quadratics(options: argparse.Namespace, note: Callable[[str], None]) -> list
     return found
 
 
+def splits(options: argparse.Namespace, note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The matrix-free path on the power law with its products spent otherwise."""
+    found = []
+    for n in (100,) if options.quick else (1000, 10_000):
+        note(f"matrix-free, n = {n}: splits")
+        problem = Quadratic(name="power law", n=n)
+        for pairs, steps in SPLITS:
+            runs = [
+                lanczos(problem, seed, pairs=pairs, steps=steps)
+                for seed in range(min(options.seeds, 10))
+            ]
+            found.append(
+                {"n": n, "truth": problem.truth, "pairs": pairs, "steps": steps, "runs": runs}
+            )
+    return found
+
+
 def networks(options: argparse.Namespace, note: Callable[[str], None]) -> list[dict[str, Any]]:
     """All methods on trained networks, and their rays at several tilts."""
     cases = [(16, None, 300), (64, 256, 300)]
@@ -67,10 +85,9 @@ def networks(options: argparse.Namespace, note: Callable[[str], None]) -> list[d
         for width, examples, steps in cases:
             note(f"network of width {width}: curvature")
             network = trained(Path(folder), width=width, examples=examples, steps=steps)
-            note(f"network of width {width}: methods")
-            methods = network_methods(network, count)
-            note(f"network of width {width}: tilts")
+            note(f"network of width {width}: rays")
             tilts = network_tilts(network, cutoffs, factors, count)
+            methods = network_methods(network, tilts, count)
             found.append({**network.record, "methods": methods, "tilts": tilts})
     return found
 
@@ -80,11 +97,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small problems, few seeds and rays")
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--seeds", type=int, help="of every estimator (20; 3 with --quick)")
+    parser.add_argument("--seeds", type=int, help="of every estimator (20; 2 with --quick)")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if options.seeds is None:
-        options.seeds = 3 if options.quick else 20
+        options.seeds = 2 if options.quick else 20
     options.rays = (50, 100) if options.quick else (200, 400)
     return options
 
@@ -100,7 +117,11 @@ def main() -> None:
         print(f"[{time.monotonic() - began:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     with threadpool_limits(options.threads):
-        measured = {"problems": quadratics(options, note), "networks": networks(options, note)}
+        measured = {
+            "problems": quadratics(options, note),
+            "splits": splits(options, note),
+            "networks": networks(options, note),
+        }
     results = plain(
         {
             "settings": {
@@ -111,11 +132,13 @@ def main() -> None:
                 "cutoff": CUTOFF,
                 "products": PRODUCTS,
                 "pairs": PAIRS,
+                "rank": RANK,
                 "steps": STEPS,
             },
             "hardware": machine,
             "versions": versions(),
             "seconds": time.monotonic() - began,
+            "cpu_seconds": time.process_time(),
             **measured,
         }
     )

@@ -26,8 +26,11 @@ from landscape.volume.tilted import DirectionLaw
 
 Record = dict[str, Any]
 
-PRODUCTS, PAIRS, STEPS = 500, 50, 40
+PRODUCTS, PAIRS, STEPS = 500, 75, 30
 """Of the matrix-free path: all products, eigenpairs, Lanczos steps of a probe."""
+
+RANK = 50
+"""Eigenpairs that a low-rank law of directions knows."""
 
 _TOL = 1e-6  # Of eigenpairs, as in the library's own runs.
 _BUILT = 2000  # Largest matrix that is built and diagonalised.
@@ -43,7 +46,7 @@ def matrix_free(
     pairs: int = PAIRS,
     steps: int = STEPS,
 ) -> QuadraticVolume:
-    """log V of the quadratic model from so many products: eigenpairs first, then probes.
+    """The quadratic model's log V from so many products: eigenpairs first, then probes.
 
     Where eigenpairs and probes leave no error, the products are not used up.
     """
@@ -108,11 +111,11 @@ def dense(problem: Quadratic) -> Record:
     return quadratic_record(exact, products=operator.n_matvecs, seconds=seconds)
 
 
-def lanczos(problem: Quadratic, seed: int) -> Record:
+def lanczos(problem: Quadratic, seed: int, *, pairs: int = PAIRS, steps: int = STEPS) -> Record:
     """The matrix-free path."""
     began = time.perf_counter()
     operator = Diagonal(problem.values)
-    found = matrix_free(operator, problem.anchor, seed=seed)
+    found = matrix_free(operator, problem.anchor, seed=seed, pairs=pairs, steps=steps)
     seconds = time.perf_counter() - began
     return quadratic_record(found, products=operator.n_matvecs, seconds=seconds)
 
@@ -139,7 +142,9 @@ def rays(
 
 
 def _first(sample: RaySample, count: int) -> RaySample:
-    return RaySample(**{field.name: getattr(sample, field.name)[:count] for field in fields(sample)})
+    return RaySample(
+        **{field.name: getattr(sample, field.name)[:count] for field in fields(sample)}
+    )
 
 
 def _rays_record(sample: RaySample, seconds: float) -> Record:
@@ -168,12 +173,10 @@ def quadratic_methods(problem: Quadratic, seed: int, counts: tuple[int, ...]) ->
     if problem.n > PAIRS:
         found[f"quadratic, {PRODUCTS} products"] = lanczos(problem, seed)
     tilted = _problem_rays(problem, "tilted", seed, counts)
-    found |= {
-        f"radial, {count} rays": record for count, record in zip(counts, tilted, strict=True)
-    }
+    found |= {f"radial, {count} rays": record for count, record in zip(counts, tilted, strict=True)}
     few = counts[:1]
-    if problem.n > PAIRS:
-        (found[f"radial, {PAIRS} pairs"],) = _problem_rays(problem, "low rank", seed, few)
+    if problem.n > RANK:
+        (found[f"radial, {RANK} pairs"],) = _problem_rays(problem, "low rank", seed, few)
     (found["symmetric"],) = _problem_rays(problem, "symmetric", seed, few)
     (found["symmetric, exact Hessian"],) = _problem_rays(problem, "preconditioned", seed, few)
     return found
@@ -182,7 +185,7 @@ def quadratic_methods(problem: Quadratic, seed: int, counts: tuple[int, ...]) ->
 def _problem_rays(
     problem: Quadratic, kind: str, seed: int, counts: tuple[int, ...]
 ) -> list[Record]:
-    law = problem.law(kind, seed, PAIRS)
+    law = problem.law(kind, seed, RANK)
     return rays(problem.excess, law, problem.anchor, counts=counts)
 
 

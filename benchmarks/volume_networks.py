@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 from volume_methods import PRODUCTS, Record, matrix_free, quadratic_record, rays
-from volume_problems import DAMPING
+from volume_problems import CUTOFF, DAMPING
 
 from landscape.measurement import prepared
 from landscape.operators import Whitened, curvature
@@ -23,12 +23,11 @@ from landscape.volume.curvature import Curved, curved
 from landscape.volume.excess import ExcessLoss
 from landscape.volume.options import VolumeOptions
 from landscape.volume.quadratic import QuadraticVolume, quadratic_exact
-from landscape.volume.tilted import symmetric_law, tilted_law
+from landscape.volume.tilted import DirectionLaw, symmetric_law, tilted_law
 from landscape.volume_runs import VolumeRun
 
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)
 CUTOFFS = (1e-3, 1e-2, 1e-1)
-CUTOFF = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +102,7 @@ def trained(folder: Path, *, width: int, examples: int | None, steps: int) -> Ne
         "sigma": float(prior.scale[0]),
         "route": run.route,
         "products": model.n_matvecs,
+        "cutoff": CUTOFF,
         "seconds": time.perf_counter() - began,
     }
     return Network(
@@ -116,53 +116,25 @@ def trained(folder: Path, *, width: int, examples: int | None, steps: int) -> Ne
     )
 
 
-def network_methods(network: Network, count: int) -> dict[str, Record]:
-    """Every method at the middle cutoff."""
-    place = CUTOFFS.index(CUTOFF)
-    model = network.model
-    record = network.record
-    found: dict[str, Record] = {
-        "quadratic": quadratic_record(
-            network.quadratic, place, products=record["products"], seconds=record["seconds"]
-        )
-    }
-    began = time.perf_counter()
-    operator = Whitened(curvature("ggn", network.risk), network.scale)
-    stochastic = matrix_free(operator, network.anchor, cutoffs=CUTOFF, seed=0)
-    operator.release()
-    found[f"quadratic, {PRODUCTS} products"] = quadratic_record(
-        stochastic, products=operator.n_matvecs, seconds=time.perf_counter() - began
-    )
-    laws = {
-        "radial": tilted_law(
-            network.anchor,
-            model.vectors,
-            model.values,
-            scale=float(network.quadratic.saddle[place]),
-        ),
-        "symmetric": symmetric_law(network.anchor),
-        "symmetric, exact Hessian": symmetric_law(
-            network.anchor, model.vectors, model.values, damping=DAMPING
-        ),
-    }
-    for name, law in laws.items():
-        (found[name],) = rays(network.excess, law, network.anchor, cutoff=CUTOFF, counts=(count,))
-    return found
-
-
 def network_tilts(
     network: Network, cutoffs: tuple[float, ...], factors: tuple[float, ...], count: int
 ) -> list[dict[str, Any]]:
-    """Rays from laws with several times the tilt of the quadratic model, at every cutoff."""
+    """Rays from laws with several times the tilt of the quadratic model, at every cutoff.
+
+    And from the symmetric law with the exact Hessian as preconditioner, which depends on no cutoff.
+    """
     model, found = network.model, []
+    arguments = (network.anchor, model.vectors, model.values)
     for cutoff in cutoffs:
         place = CUTOFFS.index(cutoff)
         scale = float(network.quadratic.saddle[place])
-        rows = []
-        for factor in factors:
-            law = tilted_law(network.anchor, model.vectors, model.values, scale=factor * scale)
-            (row,) = rays(network.excess, law, network.anchor, cutoff=cutoff, counts=(count,))
-            rows.append({"factor": factor, **row})
+        rows = [
+            {
+                "factor": factor,
+                **_rays(network, tilted_law(*arguments, scale=factor * scale), cutoff, count),
+            }
+            for factor in factors
+        ]
         found.append(
             {
                 "cutoff": cutoff,
@@ -170,6 +142,36 @@ def network_tilts(
                 "quadratic": float(network.quadratic.log_volume[place]),
                 "n_eff": float(network.quadratic.n_eff[place]),
                 "rows": rows,
+                "symmetric": _rays(
+                    network, symmetric_law(*arguments, damping=DAMPING), cutoff, count
+                ),
             }
         )
+    return found
+
+
+def network_methods(network: Network, tilts: list[dict[str, Any]], count: int) -> dict[str, Record]:
+    """Every method at the cutoff of the quadratic problems; some are among the tilts."""
+    place = CUTOFFS.index(CUTOFF)
+    (tilt,) = (tilt for tilt in tilts if tilt["cutoff"] == CUTOFF)
+    record = network.record
+    began = time.perf_counter()
+    operator = Whitened(curvature("ggn", network.risk), network.scale)
+    stochastic = matrix_free(operator, network.anchor, seed=0)
+    operator.release()
+    return {
+        "quadratic": quadratic_record(
+            network.quadratic, place, products=record["products"], seconds=record["seconds"]
+        ),
+        f"quadratic, {PRODUCTS} products": quadratic_record(
+            stochastic, products=operator.n_matvecs, seconds=time.perf_counter() - began
+        ),
+        "radial": tilt["rows"][0],
+        "symmetric": _rays(network, symmetric_law(network.anchor), CUTOFF, count),
+        "symmetric, exact Hessian": tilt["symmetric"],
+    }
+
+
+def _rays(network: Network, law: DirectionLaw, cutoff: float, count: int) -> Record:
+    (found,) = rays(network.excess, law, network.anchor, cutoff=cutoff, counts=(count,))
     return found

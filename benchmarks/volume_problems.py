@@ -74,12 +74,12 @@ class Quadratic:
 
     @cached_property
     def tilt(self) -> float:
-        """s of the tilted law whose mean excess loss is the cutoff."""
+        """The s of the tilted law whose mean excess loss is the cutoff."""
         return float(log_cdf(self.form, CUTOFF).saddle[0])
 
     @cached_property
     def truth(self) -> float:
-        """log V by :func:`parabola`."""
+        """The log-volume, by :func:`parabola`."""
         return parabola(self.values.numpy(), self.anchor.numpy(), CUTOFF)
 
     def checks(self) -> dict[str, float]:
@@ -133,9 +133,7 @@ class Quadratic:
             return symmetric_law(
                 self.anchor, rows, self.values[:d], bulk=bulk, damping=DAMPING, seed=seed
             )
-        return tilted_law(
-            self.anchor, rows, self.values[:d], scale=self.tilt, bulk=bulk, seed=seed
-        )
+        return tilted_law(self.anchor, rows, self.values[:d], scale=self.tilt, bulk=bulk, seed=seed)
 
 
 class Diagonal(LinearOperator):
@@ -191,7 +189,7 @@ class DiagonalLaw:
 
 
 def parabola(values: FloatArray, anchor: FloatArray, cutoff: float) -> float:
-    """log P(Q <= e) by the trapezoidal rule on ``s = t (1 + i w x - w^2 x^2 / 2)``.
+    """The log of P(Q <= e) by the trapezoidal rule on ``s = t (1 + i w x - w^2 x^2 / 2)``.
 
     Brute force, one factor per coordinate: t is the saddle point by bisection and w the width of
     the integrand there, so that the modulus falls about as exp(-x^2 / 2). The parabola bends to
@@ -219,7 +217,7 @@ def parabola(values: FloatArray, anchor: FloatArray, cutoff: float) -> float:
 
 
 def mixture(rank: int, square: float, cutoff: float) -> float:
-    """log P(chi^2 <= 2 e), noncentral: a Poisson mixture of central laws, summed in logs."""
+    """The log of P(chi^2 <= 2 e), noncentral: a Poisson mixture of central laws."""
     j = np.arange(2000)
     shape = rank / 2 + j
     # The lower incomplete gamma function as its series of positive terms.

@@ -14,6 +14,7 @@ from landscape_cli.reporting import REPORT, printable
 
 if TYPE_CHECKING:
     from landscape.series_records import Series
+    from landscape.volume_series import VolumeSeries
 
 __all__ = ["register"]
 
@@ -26,10 +27,23 @@ def collect(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="Series file to write.")
-    ] = Path("series.h5"),
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="File to write (default: series.h5; with --merge the result's own name, beside "
+            "the shards).",
+        ),
+    ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Join shards of one run (volume --shard) to the result of all rays."
+        ),
+    ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a series of other content.")
+        bool, typer.Option("--overwrite", help="Replace a file of other content.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
@@ -37,18 +51,16 @@ def collect(
 ) -> None:
     """One table over the training step from the results of many checkpoints.
 
-    Eigenvalues, moments and density of every step, and the overlap of the top eigenspace with the
-    previous checkpoint's where eigenvectors were stored (hessian --save-vectors).
+    Of landscape hessian: eigenvalues, moments and density of every step, and the overlap of the top
+    eigenspace with the previous checkpoint's where eigenvectors were stored (--save-vectors). Of
+    landscape volume: log-volumes by every method, their terms, and the directions of every class.
     """
     from landscape.paths import expand_paths
-    from landscape.series_store import collect_files, kind_of
-    from landscape_cli.render_series import report_series
+    from landscape.series_store import kind_of
 
     files = []
     for path in expand_paths(
-        results,
-        what="result",
-        expected="a .h5 file of landscape hessian or a quoted glob pattern",
+        results, what="result", expected="a .h5 file of a measurement or a quoted glob pattern"
     ):
         if kind_of(path) == "series":
             # A second run with the same glob finds what the first has written.
@@ -56,7 +68,19 @@ def collect(
         else:
             files.append(path)
     if not files:
-        raise UsageError("no result to collect; expected result files of landscape hessian")
+        raise UsageError("no result to collect; expected result files of landscape hessian, volume")
+    if merge:
+        from landscape_cli.merging import merge_files
+
+        merge_files(files, out, overwrite=overwrite)
+    else:
+        _collect(files, Path("series.h5") if out is None else out, overwrite=overwrite)
+
+
+def _collect(files: list[Path], out: Path, *, overwrite: bool) -> None:
+    from landscape.series_store import collect_files
+    from landscape_cli.render_series import report_series
+
     if any(_same_file(out, file) for file in files):
         raise UsageError(
             f"--out {out} is one of the results to collect; choose another name for the series"
@@ -76,7 +100,7 @@ def _same_file(one: Path, two: Path) -> bool:
     return one.exists() and os.path.samefile(one, two)
 
 
-def _write(out: Path, series: Series, *, overwrite: bool) -> bool:
+def _write(out: Path, series: Series | VolumeSeries, *, overwrite: bool) -> bool:
     """Write the file unless it is there already; whether it was written.
 
     Raises:
@@ -113,6 +137,8 @@ def register(app: typer.Typer) -> None:
         "collect",
         epilog=examples(
             "landscape collect 'results/*.hessian.*.h5' -o series.h5",
+            "landscape collect 'results/*.volume.*.h5' -o volumes.h5",
+            "landscape collect --merge 'results/step_001000.volume.*-of-8.h5'",
             "landscape show series.h5",
             "landscape plot series.h5 -o series.pdf",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,22 @@ from landscape_cli.reporting import Report, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from landscape.series_records import Band, OperatorSeries, Series
+    from landscape.series_records import Band, OperatorSeries, Series, TrainingSeries
+    from landscape.volume_series import VolumeSeries
 
-__all__ = ["report_series", "series_tables", "series_values"]
+__all__ = ["report_series"]
 
 _SHOWN = 3  # Largest eigenvalues in the table.
 
 
-def report_series(report: Report, file: Path, series: Series, *, new: bool = False) -> None:
+def report_series(report: Report, file: Path, series: Series | VolumeSeries, *, new: bool = False) -> None:
     """Hand a series to the report: its warnings, its JSON entry and its tables."""
+    from landscape.series_records import Series
+    from landscape_cli.render_volume_series import volume_parts
+
     for warning in series.warnings:
         report.warn(warning)
+    rows, tables, values = _parts(series) if isinstance(series, Series) else volume_parts(series)
     report.add(
         {
             "file": str(file),
@@ -30,18 +36,15 @@ def report_series(report: Report, file: Path, series: Series, *, new: bool = Fal
             "status": "complete",
             "new": new,
             "config": dict(series.config),
-            "values": series_values(series),
+            "values": {**_shared_values(series), **values},
             "warnings": list(series.warnings),
         }
     )
-    report.table(*series_tables(series, file))
+    report.table(_summary(series, file, rows), *tables)
 
 
-def series_tables(series: Series, file: Path) -> list[Any]:
-    """One summary and, for every operator, a table with a row per step (without modules)."""
+def _summary(series: TrainingSeries, file: Path, rows: Sequence[tuple[str, str]]) -> Table:
     from rich.table import Table
-
-    from landscape.results import MODULES
 
     unit = printable(series.config.get("units", "loss units"))
     summary = Table(title=printable(file), show_header=False, title_justify="left", box=None)
@@ -54,14 +57,22 @@ def series_tables(series: Series, file: Path) -> list[Any]:
         "task", f"{printable(series.task)}, loss {printable(series.config.get('loss'))} in {unit}"
     )
     summary.add_row("size", f"{series.n_parameters} parameters, {series.n_examples} examples")
-    summary.add_row(
-        "cost", f"{series.n_matvecs.sum()} products, {series.wall_seconds.sum():.2f} s in all"
-    )
+    for row in rows:
+        summary.add_row(*row)
+    return summary
+
+
+def _parts(series: Series) -> tuple[list[tuple[str, str]], list[Table], dict[str, Any]]:
+    """Rows of the summary, a table for every operator (without modules), and values for JSON."""
+    from landscape.results import MODULES
+
+    seconds = series.wall_seconds.sum()
+    rows = [("cost", f"{series.n_matvecs.sum()} products, {seconds:.2f} s in all")]
     modules = [name for name in series.operators if MODULES in name]
     if modules:
-        summary.add_row("modules", f"{len(modules)} diagonal blocks; --json shows them")
+        rows.append(("modules", f"{len(modules)} diagonal blocks; --json shows them"))
     shown = [o for name, o in series.operators.items() if name not in modules]
-    return [summary, *(_table(series, operator) for operator in shown)]
+    return rows, [_table(series, operator) for operator in shown], _values(series)
 
 
 def _table(series: Series, operator: OperatorSeries) -> Table:
@@ -115,9 +126,8 @@ def _estimate(band: Band, row: int, *, exact: bool) -> str:
     return f"{value:.4g} ± {stderr:.1g}"
 
 
-def series_values(series: Series) -> dict[str, Any]:
-    """The numbers of a series, for JSON: lists over the steps; densities are in the file only."""
-    values: dict[str, Any] = {
+def _shared_values(series: TrainingSeries) -> dict[str, Any]:
+    return {
         "step": series.step,
         "checkpoint": series.checkpoint,
         "source": series.source,
@@ -128,9 +138,14 @@ def series_values(series: Series) -> dict[str, Any]:
         "n_parameters": series.n_parameters,
         "n_examples": series.n_examples,
     }
+
+
+def _values(series: Series) -> dict[str, Any]:
+    """The numbers of every operator, for JSON: lists over the steps, without densities."""
     left_out = ("operator", "log_lambda", "positive", "negative", "bandwidth")
-    for name, operator in series.operators.items():
-        values[name] = {
+    return {
+        name: {
             key: value for key, value in dataclasses.asdict(operator).items() if key not in left_out
         }
-    return values
+        for name, operator in series.operators.items()
+    }

@@ -157,8 +157,9 @@ class Measurement(ABC):
         watch: Stopwatch,
         n_matvecs: int,
         warnings: Sequence[str],
+        n_forward: int | None = None,
     ) -> RunInfo:
-        """The record of a finished run."""
+        """The record of a finished run; the risk's own forward passes where none are given."""
         notes = list(warnings)
         if self.checkpoint is not None and self.checkpoint.unsafe_pickle:
             notes.append("the checkpoint was loaded with --unsafe-pickle")
@@ -186,7 +187,7 @@ class Measurement(ABC):
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             wall_seconds=watch.seconds,
             n_matvecs=n_matvecs,
-            n_forward=int(risk.n_forward),
+            n_forward=int(risk.n_forward) if n_forward is None else n_forward,
             n_gradient=int(risk.n_gradient),
             warnings=tuple(notes),
         )

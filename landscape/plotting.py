@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import t as t_law
 
+from landscape.agreement import require_one_command
 from landscape.errors import UsageError
 from landscape.results import MODULES, Density, HessianResult
+from landscape.series import collect
 from landscape.series_store import kind_of, load_series
 from landscape.smoothing import smooth
 from landscape.store import load
 from landscape.text import escape_name
+from landscape.volume.records import VolumeResult
+from landscape.volume_series import VolumeSeries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,16 +73,38 @@ def plot_results(files: Sequence[Path], target: Path) -> None:
 def _figure(files: Sequence[Path]) -> Figure:
     """The figure of a series file, or of the results of single checkpoints."""
     from landscape.series_plot import series_figure
+    from landscape.volume_series_plot import volume_series_figure
 
     series = [file for file in files if kind_of(file) == "series"]
     if series and len(files) > 1:
         raise UsageError(f"{series[0]} is a series; expected it alone. Draw other files apart")
     if series:
-        return series_figure(load_series(series[0]))
-    results = (load(file) for file in files)
+        loaded = load_series(series[0])
+        if isinstance(loaded, VolumeSeries):
+            return volume_series_figure(loaded)
+        return series_figure(loaded)
+    results = [load(file) for file in files]
+    names = [str(file) for file in files]
+    require_one_command(results, names, "Draw each kind by itself")
+    if isinstance(results[0], VolumeResult):
+        return _volumes(results, names)
     return hessian_figure(
         sorted(results, key=lambda r: math.inf if r.info.step is None else r.info.step)
     )
+
+
+def _volumes(results: Sequence[VolumeResult], names: Sequence[str]) -> Figure:
+    """The figure of one checkpoint, or of several over the training step."""
+    from landscape.volume_plot import volume_figure
+    from landscape.volume_series_plot import volume_series_figure
+
+    series = collect(results, sources=names)
+    if series.notices:
+        raise UsageError(
+            f"{series.notices[0]}; expected one result of each checkpoint. Draw them apart, or "
+            "merge shards with landscape collect --merge"
+        )
+    return volume_figure(results[0], series) if len(results) == 1 else volume_series_figure(series)
 
 
 def hessian_figure(results: Sequence[HessianResult]) -> Figure:

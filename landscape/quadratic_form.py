@@ -187,7 +187,8 @@ def log_cdf_reweighted(
 ) -> FloatArray:
     """``log P(Q <= e)`` for several multiplicities of the same eigenvalues, such as a jackknife's.
 
-    As exact as :func:`log_cdf` for each, at little more than the cost of one.
+    To six digits of P at least, and to those of :func:`log_cdf` where the laws are near each other;
+    at little more than the cost of one.
 
     Args:
         form: a law in the middle of them, which the contours are made for.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landscape.plotting import BLUE, ORANGE, plain, step_colours
-from landscape.volume.records import CLASSES, Directions, VolumeResult
+from landscape.volume.records import Directions, VolumeResult
 from landscape.volume_series import VolumeSeries
 
 if TYPE_CHECKING:
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLASS_COLOURS",
-    "METHOD_COLOURS",
+    "UNCLIPPED",
     "cutoff_panels",
     "directions_panel",
+    "has_dimension",
+    "interval_legend",
     "interval_line",
+    "method_colour",
     "middle",
     "unit_of",
     "volume_figure",
@@ -30,9 +33,12 @@ __all__ = [
 
 _GREEN, _PURPLE, _GREY = "#009e73", "#cc79a7", "0.45"
 CLASS_COLOURS = (ORANGE, BLUE, _GREEN)
-METHOD_COLOURS = {"quadratic": BLUE, "radial": ORANGE, "anneal": _GREEN}
+_METHOD_COLOURS = {"quadratic": BLUE, "radial": ORANGE, "anneal": _GREEN}
 _BORDERS = (0.1, 2.0)  # Between the classes.
+_LABELS = (f"steep (< {_BORDERS[0]:g})", "intermediate", f"flat (> {_BORDERS[1]:g})")
 _WIDEST = 1e3  # Largest ratio that is drawn: beyond it is rounding noise of exact zeros.
+_STYLES = ("-", "--", ":")  # Of methods, where colours tell the steps apart.
+UNCLIPPED: Mapping[str, Any] = {"clip_on": False, "in_layout": False}
 _LONG = 60  # Directions from which their axis is logarithmic.
 
 FloatArray = NDArray[np.float64]
@@ -41,6 +47,11 @@ FloatArray = NDArray[np.float64]
 def middle(cutoff: FloatArray) -> int:
     """Index of the cutoff that is shown where only one is: the middle one by size."""
     return int(np.argsort(cutoff)[len(cutoff) // 2])
+
+
+def method_colour(name: str) -> str:
+    """The colour of a method."""
+    return _METHOD_COLOURS.get(name, _PURPLE)
 
 
 def unit_of(config: Any) -> str:
@@ -57,15 +68,19 @@ def volume_figure(result: VolumeResult, series: VolumeSeries) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    wide = result.directions is not None
-    figure = Figure(figsize=(7.2 if wide else 4.2, 4.6), layout="constrained")
-    rows = 2 if has_dimension(series) else 1
+    wide, single = result.directions is not None, len(series.cutoff) == 1
+    rows = 2 if has_dimension(series) and not single else 1
+    size = (7.2 if wide else 4.2, 4.6 if wide or rows == 2 else 3.2)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(rows, 2 if wide else 1)
     if result.directions is not None:
         directions_panel(figure.add_subplot(grid[:, 0]), result.directions, unit_of(series.config))
     first = figure.add_subplot(grid[0, -1])
     panels = [first, *(figure.add_subplot(grid[row, -1], sharex=first) for row in range(1, rows))]
-    cutoff_panels(panels, series)
+    if single:
+        _points(first, series)
+    else:
+        cutoff_panels(panels, series)
     return figure
 
 
@@ -88,12 +103,12 @@ def directions_panel(axes: Axes, directions: Directions, unit: str) -> None:
     axes.set_xlim(edges[0], total)
     drawn = np.isfinite(ratio) & (ratio <= _WIDEST)
     counts, nats = directions.counts()[place], directions.shares()[place]
-    for index, (label, colour) in enumerate(zip(CLASSES, CLASS_COLOURS, strict=True)):
+    for index, (label, colour) in enumerate(zip(_LABELS, CLASS_COLOURS, strict=True)):
         chosen = np.where(drawn & (kind == index), ratio, np.nan)
         text = f"{label}: {_number(counts[index])} directions, {_nats(nats[index])}"
         axes.stairs(chosen, edges, baseline=None, color=colour, lw=1.6, label=text)
     for border in _BORDERS:
-        axes.axhline(border, color=_GREY, lw=0.8, ls=":", zorder=0)
+        axes.axhline(border, color=_GREY, lw=0.8, ls=":", zorder=1)
     shown = ratio[drawn]
     low = min(float(shown.min(initial=math.inf)), _BORDERS[0])
     high = max(float(shown.max(initial=0.0)), _BORDERS[1])
@@ -103,21 +118,23 @@ def directions_panel(axes: Axes, directions: Directions, unit: str) -> None:
     if beyond > 0:
         first = max(total - beyond, edges[0])
         strip: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "lw": 0}
-        axes.fill_between([first, total], 0.95, 1.0, color=_GREEN, alpha=0.5, **strip)
+        axes.fill_between([first, total], 0.96, 1.0, color=_GREEN, alpha=0.5, **strip)
         axes.text(
-            0.98,
-            0.94,
+            0.99,
+            0.95,
             f"{_number(beyond)} directions that the loss does not limit",
             transform=axes.transAxes,
             ha="right",
             va="top",
             fontsize=7,
+            color=_GREEN,
         )
     axes.set_xlabel("direction, steepest first")
     axes.set_ylabel("width of the tilted law / prior's width")
     remainder = directions.remainder[place]
     heading = f"parts of −log V; remainder {_nats(remainder)}"
-    axes.legend(fontsize=7, title=heading, title_fontsize=7, loc="lower right")
+    corner: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.92)}
+    axes.legend(fontsize=7, title=heading, title_fontsize=7, alignment="left", **corner)
 
 
 def _number(count: float) -> str:
@@ -129,75 +146,71 @@ def _nats(value: float) -> str:
 
 
 def cutoff_panels(panels: Sequence[Axes], series: VolumeSeries) -> None:
-    """Log V and, on the second panel, effective dimension: against the cutoff, or at the only one.
+    """Log V and, on the second panel if there is one, effective dimension against the cutoff.
 
     Colours tell the methods apart, or the steps where there are several.
     """
-    if len(series.cutoff) == 1:
-        _points(panels, series)
-        return
     order = np.argsort(series.cutoff)
-    x, several = series.cutoff[order], len(series.step) > 1
-    shades = step_colours(len(series.step))
-    for row, shade in enumerate(shades):
+    several = len(series.step) > 1
+    for row, shade in enumerate(step_colours(len(series.step))):
         for index, (name, method) in enumerate(series.methods.items()):
-            colour = shade if several else METHOD_COLOURS.get(name, _PURPLE)
-            style = {"color": colour, "ls": ("-", "--", ":")[index % 3] if several else "-"}
-            interval_line(
-                panels[0],
-                x,
-                *(part[row, order] for part in (method.log_volume, method.lower, method.upper)),
-                method.lower_bound[row, order],
-                label=plain(name) if not several else None,
-                **style,
-            )
+            colour = shade if several else method_colour(name)
+            x, style = series.cutoff[order], _STYLES[index % len(_STYLES)] if several else "-"
+            parts = (method.log_volume, method.lower, method.upper, method.lower_bound)
+            label = None if several else plain(name)
+            curve = [part[row, order] for part in parts]
+            interval_line(panels[0], x, *curve, color=colour, label=label, ls=style)
             if len(panels) > 1:
                 size = method.effective_dimension[row, order]
-                panels[1].plot(x, size, marker="o", ms=3, lw=1.2, **style)
+                panels[1].plot(x, size, marker="o", ms=3, lw=1.2, color=colour, ls=style)
     for axes in panels:
         axes.set_xscale("log")
     panels[0].set_ylabel("log V [nats]")
     if len(panels) > 1:
         panels[1].set_ylabel("effective dimension")
-        panels[1].set_ylim(bottom=0)
+        panels[1].axhline(0, color=_GREY, lw=0.6)
     panels[-1].set_xlabel(f"cutoff [{unit_of(series.config)}]")
-    if not several:
-        panels[0].legend(fontsize=7)
+    if several:
+        for index, name in enumerate(series.methods):
+            panels[0].plot([], [], color=_GREY, ls=_STYLES[index % len(_STYLES)], label=plain(name))
+    interval_legend(panels[0], series)
 
 
-def _points(panels: Sequence[Axes], series: VolumeSeries) -> None:
-    """One column for every method, with its numbers beside the point."""
-    row, place = 0, 0
-    names = list(series.methods)
+def interval_legend(axes: Axes, series: VolumeSeries) -> None:
+    """The legend of a panel of log-volumes, which says what its bars and triangles are."""
+    if any(bool(method.lower_bound.any()) for method in series.methods.values()):
+        axes.plot([], [], "^", color=_GREY, ms=5, mec="none", label="lower bound")
+    axes.legend(fontsize=7, title="bars: 95% interval", title_fontsize=7, alignment="left")
+
+
+def _points(axes: Axes, series: VolumeSeries) -> None:
+    """A column for every method at the only cutoff, with its numbers beside the point."""
     for index, (name, method) in enumerate(series.methods.items()):
-        colour = METHOD_COLOURS.get(name, _PURPLE)
-        at = np.array([float(index)])
         parts = (method.log_volume, method.lower, method.upper)
-        value, lower, upper = (part[row, place : place + 1] for part in parts)
-        bound = method.lower_bound[row, place : place + 1]
-        interval_line(panels[0], at, value, lower, upper, bound, color=colour)
-        text = f"{'≥ ' if bound[0] else ''}{value[0]:.6g}".replace("-", "−")
-        _beside(panels[0], index, value[0], text)
-        if len(panels) > 1:
-            size = method.effective_dimension[row, place]
-            panels[1].plot(at, [size], "o", color=colour, ms=4)
-            _beside(panels[1], index, size, f"{size:.4g}")
-    for axes in panels:
-        axes.set_xlim(-0.5, len(names))
-        axes.set_xticks(range(len(names)), [plain(name) for name in names])
-        axes.margins(y=0.2)
-    unit = unit_of(series.config)
-    panels[0].set_title(f"at cutoff {series.cutoff[place]:.3g} {unit}", fontsize=9)
-    panels[0].set_ylabel("log V [nats]")
-    if len(panels) > 1:
-        panels[1].set_ylabel("effective dimension")
-
-
-def _beside(axes: Axes, x: float, y: float, text: str) -> None:
-    if math.isfinite(y):
+        value, lower, upper = (part[0] for part in parts)
+        bound = method.lower_bound[0]
+        colour = method_colour(name)
+        interval_line(axes, np.array([index]), value, lower, upper, bound, color=colour)
+        if not math.isfinite(value[0]):
+            continue
+        lines = [f"{'≥ ' if bound[0] else ''}{value[0]:.6g} nats"]
+        if method.stderr[0, 0] > 0 and not bound[0]:
+            lines.append(f"({lower[0]:.6g} to {upper[0]:.6g})")
+        if math.isfinite(method.effective_dimension[0, 0]):
+            lines.append(f"effective dimension {method.effective_dimension[0, 0]:.4g}")
         axes.annotate(
-            text, (x, y), (6, 0), textcoords="offset points", va="center", fontsize=7
+            "\n".join(lines).replace("-", "−"),
+            (index, value[0]),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
         )
+    axes.set_xlim(-0.4, len(series.methods) - 0.1)
+    axes.set_xticks(range(len(series.methods)), [plain(name) for name in series.methods])
+    axes.margins(y=0.25)
+    axes.set_title(f"at cutoff {series.cutoff[0]:.3g} {unit_of(series.config)}", fontsize=9)
+    axes.set_ylabel("log V [nats]")
 
 
 def interval_line(
@@ -206,7 +219,7 @@ def interval_line(
     value: FloatArray,
     lower: FloatArray,
     upper: FloatArray,
-    bound: NDArray[np.bool_],
+    bound: NDArray[Any],
     *,
     color: Any,
     label: str | None = None,
@@ -215,8 +228,11 @@ def interval_line(
     """A line with 95% intervals; lower bounds are triangles without an upper end."""
     value, lower, upper = (np.where(np.isfinite(v), v, np.nan) for v in (value, lower, upper))
     axes.plot(x, value, color=color, lw=1.2, ls=ls, label=label)
-    axes.plot(x[~bound], value[~bound], "o", color=color, ms=3)
-    axes.plot(x[bound], value[bound], "^", color=color, ms=5, mec="none")
-    above = np.where(bound, 0.0, upper - value)
-    ends = np.maximum(np.nan_to_num(np.stack([value - lower, above])), 0.0)
-    axes.errorbar(x, value, yerr=ends, fmt="none", ecolor=color, elinewidth=1.0, capsize=2)
+    # Markers of the first and last step stand on the axes' borders.
+    marks: dict[str, Any] = {"color": color, "zorder": 3, **UNCLIPPED}
+    axes.plot(x[~bound], value[~bound], "o", ms=3, **marks)
+    axes.plot(x[bound], value[bound], "^", ms=5, mec="none", **marks)
+    axes.vlines(x[bound], lower[bound], value[bound], color=color, lw=1.0)
+    ends = np.maximum(np.nan_to_num(np.stack([value - lower, upper - value])), 0.0)[:, ~bound]
+    bars: dict[str, Any] = {"fmt": "none", "ecolor": color, "elinewidth": 1.0, "capsize": 2}
+    axes.errorbar(x[~bound], value[~bound], yerr=ends, **bars)

@@ -190,7 +190,7 @@ class VolumeRun(Measurement):
         estimates: dict[str, VolumeEstimate] = {}
         warnings = [*self.notes, *prior.notes]
         model = directions = rays = tilts = None
-        whole, bulk = True, 0.0
+        whole, bulk, n_matvecs = True, 0.0, 0
         if operator is not None:
             # For behaviour the gradient at the anchor is exactly 0: rounding is no slope.
             sloped = None if settings.loss == "behaviour" else prior.scale * slope
@@ -210,7 +210,7 @@ class VolumeRun(Measurement):
                 work["units"] = MemoryUnits()
             found = quadratic_job(model, options, seed=settings.seed, **work)
             tilts, bulk, whole = found.estimate.tilt, found.bulk, found.whole and model.whole
-            directions = found.directions
+            directions, n_matvecs = found.directions, found.estimate.n_matvecs
             operator.release()
             if "quadratic" in options.chosen:
                 estimates["quadratic"] = found.estimate
@@ -230,6 +230,9 @@ class VolumeRun(Measurement):
             estimates["radial"], rays = radial.estimate, radial.rays
             warnings += radial.warnings
             whole = whole and radial.whole
+        # Of an earlier, interrupted run too.
+        n_forward = int(risk.n_forward) - excess.n_forward
+        n_forward += 0 if rays is None else int(rays.evaluations.sum())
         if excess.fallback is not None:
             warnings.append(f"points are evaluated one by one: {excess.fallback}")
         cut = stop() and not whole
@@ -250,7 +253,8 @@ class VolumeRun(Measurement):
             gradient_norm=float(torch.linalg.vector_norm(slope)),
             status="budget" if cut else "complete",
             watch=watch,
-            n_matvecs=0 if model is None else model.n_matvecs,
+            n_matvecs=n_matvecs,
+            n_forward=n_forward,
             warnings=warnings,
         )
         return VolumeResult(

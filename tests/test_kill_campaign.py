@@ -20,6 +20,13 @@ PROVENANCE = {"argv", "started", "finished", "wall_seconds"}
 
 
 def command(checkpoint: Path, out: Path, method: str) -> list[str]:
+    if method == "volume":
+        return [
+            *(sys.executable, "-m", "landscape_cli", "volume", str(checkpoint)),
+            *("--task", "digits-mlp", "--set", "width=8", "--exact", "lanczos", "--top", "20"),
+            *("--graph-memory", "0", "--batch-size", "500", "--samples", "150", "--probes", "8"),
+            *("--cutoff", "0.001,0.1", "--flush-seconds", "0.1", "-o", str(out)),
+        ]
     budget = ["--bottom", "1", "--steps", "40", "--probes", "6"]
     return [
         *(sys.executable, "-m", "landscape_cli", "hessian", str(checkpoint)),
@@ -48,7 +55,7 @@ def contents(path: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "kills"), [("lanczos", 20), ("exact", 6)])
+@pytest.mark.parametrize(("method", "kills"), [("lanczos", 20), ("exact", 6), ("volume", 8)])
 def test_killed_runs_resume_to_the_same_numbers(tmp_path, method, kills):
     checkpoint = train("digits-mlp", {"width": 8}, steps=100, checkpoints=1, out=tmp_path / "runs")[
         -1

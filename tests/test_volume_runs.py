@@ -173,10 +173,12 @@ def test_the_task_loss_has_a_gradient():
 
 def test_the_error_asks_for_more_rays():
     options = {"methods": ("radial",), "cutoffs": (2.0,), "sigma": 0.7, "directions": "symmetric"}
-    few = log_volume(linear_task(), options=VolumeOptions(**options, samples=60, error=100.0))
+    few = log_volume(linear_task(n=2), options=VolumeOptions(**options, samples=60, error=100.0))
     error = float(few.estimates["radial"].stderr[0])
     assert not few.estimates["radial"].lower_bound[0]
-    more = log_volume(linear_task(), options=VolumeOptions(**options, samples=60, error=error / 2))
+    more = log_volume(
+        linear_task(n=2), options=VolumeOptions(**options, samples=60, error=error / 2)
+    )
     assert few.estimates["radial"].n_samples[0] == 60
     assert 60 < more.estimates["radial"].n_samples[0] <= 600
     assert (more.rays.log_weight[:, :60] == few.rays.log_weight).all()

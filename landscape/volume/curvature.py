@@ -36,7 +36,7 @@ class Curved:
         vectors: unit eigenvectors as rows, (d, n), float64.
         anchor: z*, (n,), float64.
         gradient: the whitened gradient g, (n,); None where it is exactly zero.
-        n_factor: rows of the factor of ``gram``, each a vector-Jacobian product.
+        n_matvecs: matrix-vector products behind them, pulled-back rows of a factor included.
         whole: whether the budget left time to find every eigenpair that was asked for.
     """
 
@@ -46,18 +46,8 @@ class Curved:
     vectors: Tensor
     anchor: Tensor
     gradient: Tensor | None
-    n_factor: int = 0
+    n_matvecs: int
     whole: bool = True
-
-    @property
-    def n(self) -> int:
-        """Number of coordinates."""
-        return self.operator.n
-
-    @property
-    def n_matvecs(self) -> int:
-        """Matrix-vector products so far, pulled-back rows of a factor included."""
-        return self.operator.n_matvecs + self.n_factor
 
 
 def curved(
@@ -92,14 +82,14 @@ def curved(
     Cost: n products and O(n^3) flops (``dense``), r vector-Jacobian products and O(n r^2) flops for
     r rows (``gram``), some hundred products (``lanczos``).
     """
-    n_factor, whole = 0, True
+    whole = True
     if route == "dense":
         values, vectors = _dense(operator, units, progress)
+        count = operator.n
     elif route == "gram":
-        values, vectors = _gram(risk, scale, units, progress)
-        n_factor = len(values)
+        values, vectors, count = _gram(risk, scale, units, progress)
     else:
-        values, vectors = _largest(operator, top, seed, units, stop, progress)
+        values, vectors, count = _largest(operator, top, seed, units, stop, progress)
         whole = units.get("pairs") is not None
     return Curved(
         route=route,
@@ -108,7 +98,7 @@ def curved(
         vectors=vectors,
         anchor=anchor,
         gradient=gradient,
-        n_factor=n_factor,
+        n_matvecs=count,
         whole=whole,
     )
 
@@ -132,7 +122,9 @@ def _dense(operator: LinearOperator, units: Units, progress: Progress) -> tuple[
     return torch.from_numpy(spectrum.eigenvalues), vectors
 
 
-def _gram(risk: Risk, scale: Tensor, units: Units, progress: Progress) -> tuple[Tensor, Tensor]:
+def _gram(
+    risk: Risk, scale: Tensor, units: Units, progress: Progress
+) -> tuple[Tensor, Tensor, int]:
     def on_rows(rows: Tensor) -> None:
         progress("curvature factor", len(rows), None)
         if units.due():
@@ -142,7 +134,7 @@ def _gram(risk: Risk, scale: Tensor, units: Units, progress: Progress) -> tuple[
     rows = factor(
         risk, rows=None if stored is None else torch.from_numpy(stored["rows"]), on_rows=on_rows
     )
-    return factored(rows * scale)
+    return *factored(rows * scale), len(rows)
 
 
 def factored(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,11 +164,12 @@ def _largest(
     units: Units,
     stop: Callable[[], bool],
     progress: Progress,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int]:
     wanted = min(top, operator.n)
     stored = units.get("pairs")
     if stored is not None:
-        return torch.from_numpy(stored["values"]), torch.from_numpy(stored["vectors"])
+        values, vectors = (torch.from_numpy(stored[name]) for name in ("values", "vectors"))
+        return values, vectors, int(stored["n_matvecs"])
 
     def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
         progress("largest eigenvalues", done, None)
@@ -195,8 +188,9 @@ def _largest(
     values, vectors = _converged(pairs)
     if not (stop() and len(values) < wanted):
         units.drop("lanczos")
-        units.put("pairs", {"values": values.numpy(), "vectors": vectors.numpy()})
-    return values, vectors
+        found = {"values": values.numpy(), "vectors": vectors.numpy()}
+        units.put("pairs", {**found, "n_matvecs": pairs.n_matvecs})
+    return values, vectors, pairs.n_matvecs
 
 
 def _converged(pairs: RitzPairs) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ __all__ = ["QuadraticFound", "directions", "quadratic_job"]
 
 FloatArray = NDArray[np.float64]
 
-_MOST_PROBES = 1000
+_GROWTH = 10  # The error may ask for so many times the probes.
 _STEEP, _FLAT = 0.1, 2.0  # Ratios of widths that separate the classes.
 
 
@@ -69,11 +69,12 @@ def quadratic_job(
         stop: whether the budget is spent.
         progress: called with the products done.
     """
-    whole = True
+    whole, count = True, model.n_matvecs
     if model.route == "lanczos":
-        found, bulk, whole = _stochastic(
+        found, bulk, more, whole = _stochastic(
             model, options, seed=seed, units=units, stop=stop, progress=progress
         )
+        count += more
     else:
         found, bulk = (
             quadratic_exact(
@@ -86,7 +87,7 @@ def quadratic_job(
             0.0,
         )
     return QuadraticFound(
-        estimate=_estimate(found, model),
+        estimate=_estimate(found, model.route, count),
         directions=directions(found),
         bulk=bulk,
         whole=whole,
@@ -102,7 +103,7 @@ def _stochastic(
     units: Units,
     stop: Callable[[], bool],
     progress: Progress,
-) -> tuple[QuadraticVolume, float, bool]:
+) -> tuple[QuadraticVolume, float, int, bool]:
     operator = model.operator
     deflate = model.vectors.to(operator.like)
     rest = operator.n - len(deflate)
@@ -142,17 +143,19 @@ def _stochastic(
             location=location,
             probes=probes,
             cutoffs=options.cutoffs,
+            steps=options.steps,
         )
 
-    def enough() -> bool:
-        return not rest or (
-            len(probes) >= options.probes and bool((combined().stderr <= options.error).all())
-        )
-
-    while not enough() and len(probes) < _MOST_PROBES:
+    # The error is looked at seldom: every estimate left out is an inversion of its own.
+    wanted = options.probes if rest else 0
+    most = _GROWTH * options.probes
+    while True:
         index = len(probes)
-        if stop() and index >= 1:
-            break
+        if index >= wanted or (stop() and index >= 1):
+            found = combined()
+            if stop() or index >= most or (found.stderr <= options.error).all():
+                break
+            wanted = min(wanted + max(wanted // 2, 1), most)
         probes.append(
             part(
                 f"volume-probe-{index}",
@@ -167,15 +170,16 @@ def _stochastic(
             )
         )
     bulk = [p.multiplicity @ p.eigenvalues / rest for p in probes] if rest else [0.0]
-    return combined(), float(np.mean(bulk)), enough()
+    count = sum(len(part.eigenvalues) for part in (location, *probes))
+    return found, float(np.mean(bulk)), count, len(probes) >= options.probes or not rest
 
 
-def _estimate(found: QuadraticVolume, model: Curved) -> VolumeEstimate:
+def _estimate(found: QuadraticVolume, route: str, n_matvecs: int) -> VolumeEstimate:
     count = len(found.cutoffs)
     unknown = np.full(count, np.nan)
     return VolumeEstimate(
         method_name="quadratic",
-        path=model.route,
+        path=route,
         cutoff=found.cutoffs,
         log_volume=found.log_volume,
         stderr=found.stderr,
@@ -190,7 +194,7 @@ def _estimate(found: QuadraticVolume, model: Curved) -> VolumeEstimate:
         n_samples=np.full(count, found.n_probes, dtype=np.int64),
         ess=unknown,
         largest_share=unknown,
-        n_matvecs=model.n_matvecs,
+        n_matvecs=n_matvecs,
         n_forward=0,
     )
 
