@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from landscape.volume.records import CLASSES
-from landscape_cli.render import number
 from landscape_cli.reporting import printable
 
 if TYPE_CHECKING:
@@ -45,15 +44,14 @@ def _table(series: VolumeSeries, place: int) -> Table:
     # Only one method knows the terms.
     terms = [m for m in methods if bool((m.width[:, place] == m.width[:, place]).any())][:1]
     known = bool((series.counts[:, place] == series.counts[:, place]).any())
-    columns = ["step" if series.numbered else "checkpoint", "loss"]
+    columns = ["step" if series.numbered else "checkpoint"]
     columns += [printable(name) for name in series.methods]
     columns += [*_TERMS, "eff. dim."] * len(terms) + list(CLASSES) * known
     for column in columns:
         table.add_column(column, justify="left" if column == "checkpoint" else "right")
     for row in range(len(series.step)):
         name = series.step[row] if series.numbered else Path(series.checkpoint[row]).name
-        cells = [printable(name), _short(series.loss[row])]
-        cells += [_log_volume(method, row, place) for method in methods]
+        cells = [printable(name), *(_log_volume(method, row, place) for method in methods)]
         for method in terms:
             cells += [_short(getattr(method, term)[row, place]) for term in _TERMS]
             cells.append(_short(method.effective_dimension[row, place]))
@@ -69,12 +67,14 @@ def _table(series: VolumeSeries, place: int) -> Table:
 def _log_volume(method: MethodSeries, row: int, place: int) -> str:
     value, stderr = method.log_volume[row, place], method.stderr[row, place]
     if method.lower_bound[row, place]:
-        return f"[yellow]≥ {number(value)}[/yellow]"
-    return _short(value) if not stderr > 0 else f"{number(value)} ± {stderr:.1g}"
+        return f"[yellow]≥ {_short(value)}[/yellow]"
+    return _short(value) if not stderr > 0 else f"{_short(value)} ± {stderr:.1g}"
 
 
 def _short(value: float) -> str:
-    return "" if math.isnan(value) else number(value)
+    if math.isnan(value):
+        return ""
+    return f"{value:.6g}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _values(series: VolumeSeries) -> dict[str, Any]:

@@ -130,14 +130,14 @@ def volume(
         typer.Option(
             metavar="K", rich_help_panel=_WHAT, help="Eigenpairs deflated on the matrix-free path."
         ),
-    ] = 50,
+    ] = 100,
     steps: Annotated[
         int,
         typer.Option(metavar="M", rich_help_panel=_WHAT, help="Lanczos steps per probe there."),
-    ] = 60,
+    ] = 40,
     probes: Annotated[
         int, typer.Option(metavar="P", rich_help_panel=_WHAT, help="Random probes there, at least.")
-    ] = 5,
+    ] = 10,
     shard: Annotated[
         str | None,
         typer.Option(

@@ -162,8 +162,8 @@ class LogCdf:
 def log_cdf(form: QuadraticForm, cutoffs: ArrayLike) -> LogCdf:
     """The exact log-probability that Q is at most e, at every cutoff e.
 
-    The smaller tail has a relative error of about 1e-14, plus the rounding of K(-s) + s e, whose
-    terms grow as the number of dimensions: log P at 1e8 dimensions is known to about 1e-8 nats.
+    The smaller tail has a relative error of about 1e-14, plus 1e-16 of the terms of K(-s) + s e,
+    which grow as the number of dimensions: log P = -1e8 is known to about 1e-8 nats.
 
     Args:
         form: the law of Q.

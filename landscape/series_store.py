@@ -212,7 +212,7 @@ def load_series(path: Path | str) -> Any:
         if file.attrs.get("of") == "volume":
             return read_volume_series(file, rows)
         operators, t = {}, len(rows["step"])
-        for name, node in file["operator"].items() if "operator" in file else ():
+        for name, node in file["operator"].items():
             operators[name] = _read_operator(node, name, t)
             for module, block in node["modules"].items() if "modules" in node else ():
                 label = f"{name}{MODULES}{module}"

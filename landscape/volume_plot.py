@@ -102,6 +102,11 @@ def directions_panel(axes: Axes, directions: Directions, unit: str) -> None:
         edges[0] = 0.5
     axes.set_xlim(edges[0], total)
     drawn = np.isfinite(ratio) & (ratio <= _WIDEST)
+    shown = ratio[drawn]
+    low = min(float(shown.min(initial=math.inf)), _BORDERS[0])
+    high = max(float(shown.max(initial=0.0)), _BORDERS[1])
+    # Room for the strip at the top.
+    axes.set_ylim(low / 1.5, high * (high / low) ** 0.12 * 1.5)
     counts, nats = directions.counts()[place], directions.shares()[place]
     for index, (label, colour) in enumerate(zip(_LABELS, CLASS_COLOURS, strict=True)):
         chosen = np.where(drawn & (kind == index), ratio, np.nan)
@@ -109,11 +114,6 @@ def directions_panel(axes: Axes, directions: Directions, unit: str) -> None:
         axes.stairs(chosen, edges, baseline=None, color=colour, lw=1.6, label=text)
     for border in _BORDERS:
         axes.axhline(border, color=_GREY, lw=0.8, ls=":", zorder=1)
-    shown = ratio[drawn]
-    low = min(float(shown.min(initial=math.inf)), _BORDERS[0])
-    high = max(float(shown.max(initial=0.0)), _BORDERS[1])
-    # Room for the strip at the top.
-    axes.set_ylim(low / 1.5, high * (high / low) ** 0.12 * 1.5)
     beyond = float(directions.multiplicity[~drawn].sum())
     if beyond > 0:
         first = max(total - beyond, edges[0])

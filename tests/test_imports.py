@@ -39,7 +39,7 @@ LAYERS = [
     {"compiled"},
     {"operators"},
     {"krylov"},
-    {"eigensolver", "contour"},
+    {"eigensolver", "contour", "saddle"},
     {"sums", "quadratic_form"},
     {"density", "trace", "spectrum", "checks", "settings"},
     {"log_density", "agreement", "series_records"},

@@ -24,7 +24,18 @@ def command(checkpoint: Path, out: Path, method: str) -> list[str]:
         return [
             *(sys.executable, "-m", "landscape_cli", "volume", str(checkpoint)),
             *("--task", "digits-mlp", "--set", "width=8", "--exact", "lanczos", "--top", "20"),
-            *("--graph-memory", "0", "--batch-size", "500", "--samples", "150", "--probes", "8"),
+            *(
+                "--graph-memory",
+                "0",
+                "--batch-size",
+                "500",
+                "--samples",
+                "150",
+                "--probes",
+                "8",
+                "--error",
+                "99",
+            ),
             *("--cutoff", "0.001,0.1", "--flush-seconds", "0.1", "-o", str(out)),
         ]
     budget = ["--bottom", "1", "--steps", "40", "--probes", "6"]

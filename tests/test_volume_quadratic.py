@@ -233,8 +233,12 @@ def test_location_of_nothing_costs_nothing():
         found = location_measure(operator, z_star.double(), steps=10, deflate=deflate)
         assert len(found.eigenvalues) == 0
     assert operator.n_matvecs == 0
-    parallel = location_measure(operator, normal(31), 2 * normal(31), steps=4)
-    assert len(parallel.eigenvalues) == 8
+    nothing = torch.zeros(31, dtype=torch.float64)
+    assert len(location_measure(operator, nothing, nothing, steps=4).eigenvalues) == 0
+    assert operator.n_matvecs == 0
+    sloped = location_measure(operator, nothing, normal(31), steps=4)
+    assert sloped.slope.sum() == pytest.approx(float(normal(31) @ normal(31)))
+    assert not sloped.location.any()
 
 
 def test_probes_have_the_whole_mass_and_no_bias():

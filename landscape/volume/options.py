@@ -52,9 +52,9 @@ class VolumeOptions:
     methods: tuple[str, ...] = ("auto",)
     curvature: Literal["auto", "ggn", "hessian"] = "auto"
     exact: Literal["auto", "exact", "lanczos"] = "auto"
-    top: int = 50
-    steps: int = 60
-    probes: int = 5
+    top: int = 100
+    steps: int = 40
+    probes: int = 10
     samples: int = 200
     error: float = 1.0
     tether: float | None = None
