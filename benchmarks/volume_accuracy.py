@@ -30,7 +30,13 @@ from landscape.settings import versions
 
 HERE = Path(__file__).resolve().parent
 NAME = "volume_accuracy"
-SPLITS = ((50, 60), (50, 40), (50, 30), (PAIRS, STEPS))  # Eigenpairs and steps of a probe.
+SPLITS = (
+    (50, 60),
+    (50, 40),
+    (50, 30),
+    (100, 40),
+    (PAIRS, STEPS),
+)  # Eigenpairs and steps of a probe.
 
 
 def quadratics(options: argparse.Namespace, note: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -144,7 +150,7 @@ def main() -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / f"{NAME}.json"
-    target.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    target.write_text(json.dumps(results, allow_nan=False) + "\n")
     draw(results, target.with_suffix(".png"))
     target.with_suffix(".md").write_text(render(results, f"{NAME}.png"))
     print(target.with_suffix(".md"))

@@ -81,7 +81,7 @@ def _tilts(axes: Axes, network: dict[str, Any]) -> None:
     axes.set_title(
         f"{network['name']}, n = {network['n']} (dotted: symmetric, exact Hessian)", fontsize=9
     )
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, framealpha=0.95)
     axes.grid(alpha=0.3)
 
 

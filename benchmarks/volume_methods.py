@@ -55,7 +55,7 @@ def matrix_free(
         top=min(pairs, operator.n),
         tol=_TOL,
         seed=seed,
-        max_matvecs=3 * products // 10,
+        max_matvecs=2 * products // 5,
     )
     chosen = torch.from_numpy(found.converged)
     vectors = found.vectors[chosen]
@@ -189,12 +189,17 @@ def _problem_rays(
     return rays(problem.excess, law, problem.anchor, counts=counts)
 
 
-def plain(value: Any) -> Any:
-    """The same with None for numbers that JSON does not know."""
+_ROUNDED = {"stderr", "truncation", "ess", "share", "tail", "seconds"}
+
+
+def plain(value: Any, key: str = "") -> Any:
+    """The same with None for numbers that JSON does not know, and without digits of no use."""
     if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
+        return {name: plain(part, name) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.6g}") if key in _ROUNDED else value
     return value

@@ -23,10 +23,12 @@ def plot(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Spectral density on a log scale and the largest eigenvalues with their residuals.
+    """Figures of spectra or of log-volumes.
 
-    Several results are drawn together, in the order of their training steps. A series of
-    landscape collect is drawn over the training step.
+    Of landscape hessian: spectral density on a log scale and the largest eigenvalues with their
+    residuals. Of landscape volume: the width of every direction beside the prior's, log V and the
+    effective dimension over the cutoff. Several results are drawn together, in the order of their
+    training steps; a series of landscape collect over the training step.
     """
     from landscape.plotting import plot_results
 
@@ -67,7 +69,8 @@ def register(app: typer.Typer) -> None:
         "plot",
         epilog=examples(
             "landscape plot results/step_001000.hessian.1a2b3c4d.h5",
-            "landscape plot results/*.h5 -o spectrum.pdf",
+            "landscape plot results/*.hessian.*.h5 -o spectrum.pdf",
+            "landscape plot results/*.volume.*.h5 -o volume.pdf",
             "landscape plot series.h5 -o series.pdf",
         ),
     )(plot)

@@ -20,7 +20,9 @@ __all__ = ["report_series"]
 _SHOWN = 3  # Largest eigenvalues in the table.
 
 
-def report_series(report: Report, file: Path, series: Series | VolumeSeries, *, new: bool = False) -> None:
+def report_series(
+    report: Report, file: Path, series: Series | VolumeSeries, *, new: bool = False
+) -> None:
     """Hand a series to the report: its warnings, its JSON entry and its tables."""
     from landscape.series_records import Series
     from landscape_cli.render_volume_series import volume_parts

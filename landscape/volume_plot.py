@@ -70,7 +70,7 @@ def volume_figure(result: VolumeResult, series: VolumeSeries) -> Figure:
 
     wide, single = result.directions is not None, len(series.cutoff) == 1
     rows = 2 if has_dimension(series) and not single else 1
-    size = (7.2 if wide else 4.2, 4.6 if wide or rows == 2 else 3.2)
+    size = (7.2 if wide else 4.2, 5.2 if wide or rows == 2 else 3.6)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(rows, 2 if wide else 1)
     if result.directions is not None:
@@ -110,7 +110,7 @@ def directions_panel(axes: Axes, directions: Directions, unit: str) -> None:
     counts, nats = directions.counts()[place], directions.shares()[place]
     for index, (label, colour) in enumerate(zip(_LABELS, CLASS_COLOURS, strict=True)):
         chosen = np.where(drawn & (kind == index), ratio, np.nan)
-        text = f"{label}: {_number(counts[index])} directions, {_nats(nats[index])}"
+        text = f"{label}: {_directions(counts[index])}, {_nats(nats[index])}"
         axes.stairs(chosen, edges, baseline=None, color=colour, lw=1.6, label=text)
     for border in _BORDERS:
         axes.axhline(border, color=_GREY, lw=0.8, ls=":", zorder=1)
@@ -122,7 +122,7 @@ def directions_panel(axes: Axes, directions: Directions, unit: str) -> None:
         axes.text(
             0.99,
             0.95,
-            f"{_number(beyond)} directions that the loss does not limit",
+            f"{_directions(beyond)} that the loss does not limit",
             transform=axes.transAxes,
             ha="right",
             va="top",
@@ -133,12 +133,13 @@ def directions_panel(axes: Axes, directions: Directions, unit: str) -> None:
     axes.set_ylabel("width of the tilted law / prior's width")
     remainder = directions.remainder[place]
     heading = f"parts of −log V; remainder {_nats(remainder)}"
-    corner: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.92)}
-    axes.legend(fontsize=7, title=heading, title_fontsize=7, alignment="left", **corner)
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.13)}
+    axes.legend(fontsize=7, title=heading, title_fontsize=7, alignment="left", **below)
 
 
-def _number(count: float) -> str:
-    return f"{count:.0f}" if count >= 10 or count == round(count) else f"{count:.1f}"
+def _directions(count: float) -> str:
+    number = f"{count:.0f}" if count >= 10 or count == round(count) else f"{count:.1f}"
+    return f"{number} direction{'s' * (number != '1')}"
 
 
 def _nats(value: float) -> str:
@@ -180,37 +181,29 @@ def interval_legend(axes: Axes, series: VolumeSeries) -> None:
     """The legend of a panel of log-volumes, which says what its bars and triangles are."""
     if any(bool(method.lower_bound.any()) for method in series.methods.values()):
         axes.plot([], [], "^", color=_GREY, ms=5, mec="none", label="lower bound")
-    axes.legend(fontsize=7, title="bars: 95% interval", title_fontsize=7, alignment="left")
+    above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98), "ncols": 2}
+    axes.legend(fontsize=7, title="bars: 95% interval", title_fontsize=7, **above)
 
 
 def _points(axes: Axes, series: VolumeSeries) -> None:
-    """A column for every method at the only cutoff, with its numbers beside the point."""
+    """A column for every method at the only cutoff, with its numbers below."""
+    captions = []
     for index, (name, method) in enumerate(series.methods.items()):
-        parts = (method.log_volume, method.lower, method.upper)
-        value, lower, upper = (part[0] for part in parts)
-        bound = method.lower_bound[0]
-        colour = method_colour(name)
-        interval_line(axes, np.array([index]), value, lower, upper, bound, color=colour)
-        if not math.isfinite(value[0]):
-            continue
+        parts = (method.log_volume, method.lower, method.upper, method.lower_bound)
+        value, lower, upper, bound = (part[0] for part in parts)
+        x = np.array([index])
+        interval_line(axes, x, value, lower, upper, bound, color=method_colour(name))
         lines = [f"{'≥ ' if bound[0] else ''}{value[0]:.6g} nats"]
         if method.stderr[0, 0] > 0 and not bound[0]:
-            lines.append(f"({lower[0]:.6g} to {upper[0]:.6g})")
+            lines.append(f"{lower[0]:.5g} to {upper[0]:.5g}")
         if math.isfinite(method.effective_dimension[0, 0]):
-            lines.append(f"effective dimension {method.effective_dimension[0, 0]:.4g}")
-        axes.annotate(
-            "\n".join(lines).replace("-", "−"),
-            (index, value[0]),
-            (7, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-        )
-    axes.set_xlim(-0.4, len(series.methods) - 0.1)
-    axes.set_xticks(range(len(series.methods)), [plain(name) for name in series.methods])
+            lines.append(f"eff. dim. {method.effective_dimension[0, 0]:.4g}")
+        captions.append("\n".join([plain(name), *lines]).replace("-", "−"))
+    axes.set_xlim(-0.5, len(captions) - 0.5)
+    axes.set_xticks(range(len(captions)), captions, fontsize=8)
     axes.margins(y=0.25)
     axes.set_title(f"at cutoff {series.cutoff[0]:.3g} {unit_of(series.config)}", fontsize=9)
-    axes.set_ylabel("log V [nats]")
+    axes.set_ylabel("log V [nats], 95% interval")
 
 
 def interval_line(

@@ -33,6 +33,7 @@ __all__ = ["volume_series_figure"]
 _GREY = "0.45"
 _TERMS = (("width", BLUE), ("location", ORANGE), ("remainder", _GREY))
 _LINE: Mapping[str, Any] = {"marker": "o", "ms": 3, "lw": 1.2, **UNCLIPPED}
+_ABOVE: Mapping[str, Any] = {"ncols": 3, "loc": "lower center", "bbox_to_anchor": (0.5, 0.98)}
 _TICKS = 6  # Steps that the scale of colours names, at most.
 
 
@@ -52,7 +53,7 @@ def volume_series_figure(series: VolumeSeries) -> Figure:
     panels += [_terms] * terms + [_classes] * bool(np.isfinite(series.counts).any())
     columns = min(len(panels), 2)
     rows = (len(panels) + 1) // 2
-    size = (7.2 if columns == 2 else 4.2, 2.2 * rows + 0.4)
+    size = (7.2 if columns == 2 else 4.2, 2.2 * rows + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     beside: list[Axes] = []
     for index, panel in enumerate(panels):
@@ -109,7 +110,7 @@ def _terms(axes: Axes, series: VolumeSeries, place: int) -> None:
                 axes.plot(series.step, value, **_LINE, color=colour, label=term)
     axes.axhline(0, color=_GREY, lw=0.6)
     axes.set_ylabel("terms of log V [nats]")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, **_ABOVE)
 
 
 def _classes(axes: Axes, series: VolumeSeries, place: int) -> None:
@@ -120,7 +121,7 @@ def _classes(axes: Axes, series: VolumeSeries, place: int) -> None:
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     axes.set_ylim(-0.2, 2 * series.n_parameters)
     axes.set_ylabel("number of directions")
-    axes.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.98))
+    axes.legend(fontsize=7, **_ABOVE)
 
 
 def _scale_of_steps(figure: Figure, panels: Sequence[Axes], series: VolumeSeries) -> None:

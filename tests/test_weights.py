@@ -109,3 +109,13 @@ def test_the_tail_index_of_generalised_pareto_weights(k):
     # Drawn to 1/2 by 10 of 200 observations.
     assert np.mean(found) == pytest.approx((k * 189 + 5) / 199, abs=0.06)
     assert math.isnan(tail_index(np.arange(24.0)))
+
+
+def test_nearly_equal_weights_have_no_tail_that_matters():
+    generator = np.random.default_rng(0)
+    for seed in range(20):
+        noise = 1e-4 * np.random.default_rng(seed).pareto(0.8, 200)
+        found = log_mean(-5000 + np.minimum(noise, 0.02))
+        assert found.label == "estimate"
+    heavy = log_mean(np.log(generator.pareto(0.8, 200)))
+    assert heavy.label == "lower bound"

@@ -17,6 +17,7 @@ __all__ = ["LogMean", "log_mean", "tail_index"]
 FloatArray = NDArray[np.float64]
 
 ENOUGH = 10.0  # Effective weights below which the estimate is only a lower bound.
+EVEN = 0.99  # Part of the weights that are effective above which the tail says nothing.
 HEAVY = 0.7  # Tail index above which means converge too slowly to be of use.
 
 
@@ -54,8 +55,8 @@ def log_mean(logs: FloatArray) -> LogMean:
     is the jackknife's and a the acceleration (a sixth of the weights' skewness over the root of
     their number), whose leading term in a studentised interval is 2 a q.
 
-    Fewer than 10 effective weights, or any number with a tail index above 0.7, say nothing of the
-    weights unseen. Their mean is still unbiased, so that by Markov's inequality it is above 20
+    Fewer than 10 effective weights, or any number with a tail index above 0.7 (unless they are
+    equal to a tenth), say nothing of the weights unseen. Their mean is still unbiased, so that by Markov's inequality it is above 20
     times its expectation in at most one sample of 20: the label is ``lower bound`` and the interval
     ``[L - log 20, inf]``.
 
@@ -76,7 +77,8 @@ def log_mean(logs: FloatArray) -> LogMean:
     ess = float(1 / (share**2).sum()) if share.any() else 0.0
     stderr, bias, acceleration = _jackknife(share)
     tail = tail_index(share)
-    known = ess >= ENOUGH and not tail > HEAVY
+    # The tail of weights that are nearly equal is that of their rounding.
+    known = ess >= ENOUGH and (not tail > HEAVY or ess > EVEN * count)
     lower, upper = value - math.log(20), math.inf
     if known:
         q = float(stats.t.ppf(0.975, ess - 1))
