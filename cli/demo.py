@@ -1,4 +1,4 @@
-"""``landscape demo``: from nothing to a figure of a real network's Hessian in under a minute."""
+"""``landscape demo``: from nothing to figures of a real network's loss in about a minute."""
 
 import dataclasses
 from pathlib import Path
@@ -21,10 +21,10 @@ def demo(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Train a small network on real digits and measure its Hessian along the way.
+    """Train a small network on real digits and measure its Hessian and basin along the way.
 
-    Trains digits-mlp (scikit-learn's handwritten digits), computes the spectrum at several
-    checkpoints, and writes result files and a figure. Under a minute on two cores.
+    Trains digits-mlp (scikit-learn's handwritten digits), computes the spectrum and the log-volume
+    at several checkpoints, and writes result files and figures. About a minute on two cores.
     """
     from landscape.hessian import HessianOptions
     from landscape.plotting import plot_results

@@ -74,7 +74,7 @@ def volume_tables(result: VolumeResult, file: Path) -> list[Any]:
     summary.add_row("size", f"{info.n_parameters} parameters, {info.n_examples} examples")
     summary.add_row("prior", _prior(result))
     if config.get("tether") is not None:
-        summary.add_row("tether", f"within {config['tether']:g} prior standard deviations")
+        summary.add_row("tether", f"within {printable(config['tether'])} prior standard deviations")
     for name, found in result.estimates.items():
         summary.add_row(name, _how(found))
     summary.add_row(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from landscape.task import resolve_task as resolve_task
     from landscape.volume.options import VolumeOptions as VolumeOptions
     from landscape.volume.records import VolumeResult as VolumeResult
+    from landscape.volume_merge import merge_volumes as merge_volumes
     from landscape.volume_runs import log_volume as log_volume
 
 _HOME = {
@@ -50,6 +51,7 @@ _HOME = {
     "load": "store",
     "load_series": "series_store",
     "log_volume": "volume_runs",
+    "merge_volumes": "volume_merge",
     "read_checkpoint": "checkpoint",
     "resolve_task": "task",
 }

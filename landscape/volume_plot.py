@@ -130,7 +130,7 @@ def directions_panel(axes: Axes, directions: Directions, unit: str) -> None:
             color=_GREEN,
         )
     axes.set_xlabel("direction, steepest first")
-    axes.set_ylabel("width of the tilted law / prior's width")
+    axes.set_ylabel("width at the tilt / prior's width")
     remainder = directions.remainder[place]
     heading = f"parts of −log V; remainder {_nats(remainder)}"
     below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.13)}

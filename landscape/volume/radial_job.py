@@ -208,7 +208,8 @@ def estimate_rays(rays: Rays, *, path: str, error: float) -> tuple[VolumeEstimat
         for c in range(len(rays.cutoff))
     ]
     unknown = np.full(len(found), np.nan)
-    logs = np.array([f.log_volume for f in found])
+    # A share of the prior's mass is at most 1, whatever rounding and noise say.
+    logs = np.minimum([f.log_volume for f in found], 0.0)
     bound = np.array([f.label != "estimate" for f in found])
     slope = unknown
     if len(found) >= 3 and np.isfinite(logs).all() and not bound.any():

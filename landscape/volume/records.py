@@ -20,7 +20,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 CLASSES = ("steep", "intermediate", "flat")
-"""Classes of directions by the ratio of the tilted law's width to the prior's: < 0.1, to 2, > 2."""
+"""Classes of directions by the ratio of exp(-s Q)'s width to the prior's: < 0.1, to 2, > 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Directions:
         multiplicity: m, dimensions of the eigenspace, or a quadrature's weight, (d,).
         location: l, the part of ``|z*|^2`` there, (d,).
         width: ``sqrt(2 cutoff / a)`` in prior standard deviations, inf where a <= 0, (c, d).
-        ratio: ``1 / sqrt(s a)``, the tilted law's width over the prior's, inf likewise, (c, d).
+        ratio: ``1 / sqrt(s a)``, the width of exp(-s Q) over the prior's, inf likewise, (c, d).
         kind: index in :data:`CLASSES`, (c, d).
         nats: (c, d).
         cutoff: (c,).
