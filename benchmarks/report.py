@@ -19,7 +19,8 @@ SPEEDUP = {"mlp": 3.0, "transformer": 3.0, "convnet": 1.4}
 Runs = list[dict[str, Any]]
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
@@ -110,7 +111,7 @@ def _targets(results: dict[str, Any]) -> str:
                 text = f"peak memory, {'top 10' if task == 'top' else 'density'}, {cell}"
                 found = f"{mine / 1e6:.0f} MB; {leanest}: {known[leanest] / 1e6:.0f} MB"
                 rows.append([text, found, _verdict(mine <= known[leanest])])
-    return _table(["target", "measured", ""], rows)
+    return table(["target", "measured", ""], rows)
 
 
 def _products(results: dict[str, Any]) -> str:
@@ -135,7 +136,7 @@ def _products(results: dict[str, Any]) -> str:
                 text += f", **wrong by {error:.0e}**"
             row.append(text)
         rows.append(row)
-    return _table(["way", *cells], rows)
+    return table(["way", *cells], rows)
 
 
 def _runs(task: str, cell: str, entries: dict[str, Runs], truth: list[float] | None) -> str:
@@ -162,7 +163,7 @@ def _runs(task: str, cell: str, entries: dict[str, Runs], truth: list[float] | N
             errors = [abs(value / exact - 1) for value, exact in pairs]
             row.append(f"{max(errors):.1e}" if errors else "–")
         rows.append(row)
-    return f"### {cell}\n\n" + _table(head, rows)
+    return f"### {cell}\n\n" + table(head, rows)
 
 
 def _growth(rows: list[dict[str, Any]]) -> str:
@@ -176,7 +177,7 @@ def _growth(rows: list[dict[str, Any]]) -> str:
         cells[-1] += [f"{1e3 * row['product']:.2f}", f"{row['top1']:.3f}"]
         peak = "–" if row["peak"] is None else f"{row['peak'] / 1e6:.0f}"
         cells[-1] += [str(row["products"]), peak]
-    return _table([*head, "products", "peak MB"], [c + ["–"] * (7 - len(c)) for c in cells])
+    return table([*head, "products", "peak MB"], [c + ["–"] * (7 - len(c)) for c in cells])
 
 
 def _failures(results: dict[str, Any]) -> str:
@@ -195,7 +196,7 @@ def _failures(results: dict[str, Any]) -> str:
                     label = "top 10" if task == "top" else "density"
                     found.setdefault((f"{label}, {name}", runs[0]["error"]), []).append(cell)
     rows += [[f"{what}: {', '.join(cells)}", message] for (what, message), cells in found.items()]
-    return _table(["what", "message"], rows) if rows else "Nothing failed."
+    return table(["what", "message"], rows) if rows else "Nothing failed."
 
 
 def _agreement(results: dict[str, Any], problem: str) -> str:

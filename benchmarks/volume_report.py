@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from report import table
 from scipy import stats
 from volume_figure import draw
 
@@ -65,11 +66,6 @@ Rays from `tilted_law(scale=factor * s)`, s the tilt of the quadratic model at t
 of the star domain [effective rays]. All are lower bounds unless marked with a star, and the largest
 of several lower bounds is again one (at the error rate of all of them together). In bold the
 largest of a row, the symmetric law (exact Hessian as preconditioner) included."""
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def _verdict(met: bool, /) -> str:
@@ -145,7 +141,7 @@ def _targets(results: dict[str, Any]) -> str:
         "for that. What the targets of the matrix-free path owe to the way in which its products "
         "are spent is below."
     )
-    return _table(["target", "measured", ""], rows) + "\n\n" + note
+    return table(["target", "measured", ""], rows) + "\n\n" + note
 
 
 def _radial_target(problems: list[dict[str, Any]], count: int) -> list[str]:
@@ -168,7 +164,7 @@ def _truths(results: dict[str, Any]) -> str:
         found = [f"{p['checks'][k]:.0e}" if k in p["checks"] else "–" for k in _ROADS]
         rows.append([str(p["n"]), p["spectrum"], f"{p['truth']:.6f}", *found])
     head = ["n", "spectrum", "truth, nats", *(f"{name} − truth" for name in _ROADS)]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _quadratics(results: dict[str, Any], n: int) -> str:
@@ -190,7 +186,7 @@ def _quadratics(results: dict[str, Any], n: int) -> str:
                 row += ["–", "–", "–", "–", f"{_mean(runs, 'products'):.0f}"]
             rows.append([*row, f"{_mean(runs, 'seconds'):.2f}"])
     head = ["spectrum", "method", "mean error", "worst error", "stderr", "holds", "bounds", "ESS"]
-    return f"### n = {n}\n\n" + _table([*head, "maximum", "passes", "products", "s"], rows)
+    return f"### n = {n}\n\n" + table([*head, "maximum", "passes", "products", "s"], rows)
 
 
 def _splits(results: dict[str, Any]) -> str:
@@ -212,7 +208,7 @@ def _splits(results: dict[str, Any]) -> str:
             ]
         )
     head = ["n", "eigenpairs", "steps", "probes", "mean error", "worst error", "stderr"]
-    return _table([*head, "worst stderr / log V", "truncation", "holds"], rows)
+    return table([*head, "worst stderr / log V", "truncation", "holds"], rows)
 
 
 def _network(network: dict[str, Any]) -> str:
@@ -233,7 +229,7 @@ def _network(network: dict[str, Any]) -> str:
         f"### {network['name']}\n\n{network['n']} parameters, {network['steps']} steps, training "
         f"loss {network['train_loss']:.3f}, test accuracy {network['test_accuracy']:.1%}; "
         f"{network['examples']} examples of the training split; sigma {network['sigma']:.4f}; "
-        f"cutoff {network['cutoff']:g} nats.\n\n" + _table([*head, "products", "s"], rows)
+        f"cutoff {network['cutoff']:g} nats.\n\n" + table([*head, "products", "s"], rows)
     )
 
 
@@ -253,7 +249,7 @@ def _tilts(results: dict[str, Any]) -> str:
             head = [network["name"], f"{tilt['cutoff']:g}", f"{tilt['quadratic']:.1f}"]
             rows.append([*head, f"{tilt['n_eff']:.0f}", *texts, f"{gain:+.1f}"])
     head = ["network", "cutoff", "quadratic", "n_eff", *(f"{factor:g} s" for factor in factors)]
-    return _table([*head, "symmetric, exact Hessian", "best tilt less 1 s"], rows)
+    return table([*head, "symmetric, exact Hessian", "best tilt less 1 s"], rows)
 
 
 def _head(results: dict[str, Any]) -> str:

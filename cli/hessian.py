@@ -1,18 +1,18 @@
 """``landscape hessian``: the spectrum of the Hessian around checkpoints."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from landscape_cli.options import (
+    CheckpointsArgument,
     Common,
     LogDetOption,
+    PlotOption,
     ThresholdOption,
     examples,
     shared_options,
 )
-from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
 
@@ -21,10 +21,7 @@ _WHAT = "Measurement"
 
 @shared_options()
 def hessian(
-    checkpoints: Annotated[
-        list[str],
-        typer.Argument(metavar="CKPT...", help="Checkpoints, or quoted globs such as 'runs/*.pt'."),
-    ],
+    checkpoints: CheckpointsArgument,
     common: Common,
     operator: Annotated[
         list[str] | None,
@@ -103,10 +100,7 @@ def hessian(
         bool,
         typer.Option("--save-vectors", rich_help_panel=_WHAT, help="Store the eigenvectors."),
     ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_WHAT, help="Also draw a figure."),
-    ] = None,
+    plot: PlotOption = None,
 ) -> None:
     """Eigenvalues, spectral density and trace of the Hessian, each with its error.
 
@@ -117,7 +111,7 @@ def hessian(
     from landscape.hessian import HessianOptions
     from landscape_cli.hessian_job import HessianJob
     from landscape_cli.measuring import measure_checkpoints
-    from landscape_cli.plot import check_ending
+    from landscape_cli.plot import check_ending, draw
     from landscape_cli.render import Sums
 
     if plot is not None:
@@ -139,10 +133,7 @@ def hessian(
     sums = Sums.of(log_det, threshold)
     files = measure_checkpoints(checkpoints, common, HessianJob(options, sums))
     if plot is not None and files:
-        from landscape.plotting import plot_results
-
-        plot_results(files, plot)
-        REPORT.say(f"figure: {printable(plot)}")
+        draw(files, plot)
 
 
 def _method(name: str):  # type: ignore[no-untyped-def]  # a Literal once checked

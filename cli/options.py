@@ -15,8 +15,10 @@ from landscape.errors import UsageError
 from landscape_cli.reporting import REPORT
 
 __all__ = [
+    "CheckpointsArgument",
     "Common",
     "LogDetOption",
+    "PlotOption",
     "SetOption",
     "ThresholdOption",
     "complete_builtin",
@@ -101,6 +103,14 @@ def _complete_task(incomplete: str) -> list[str]:
     return complete_builtin(incomplete) + [name for name in files if name.startswith(incomplete)]
 
 
+CheckpointsArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="CKPT...", help="Checkpoints, or quoted globs such as 'runs/*.pt'."),
+]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel="Measurement", help="Also draw a figure."),
+]
 TaskOption = Annotated[
     str,
     typer.Option(

@@ -8,7 +8,7 @@ import typer
 from landscape_cli.options import examples
 from landscape_cli.reporting import REPORT, printable
 
-__all__ = ["check_ending", "register"]
+__all__ = ["check_ending", "draw", "register"]
 
 
 def plot(
@@ -30,10 +30,8 @@ def plot(
     effective dimension over the cutoff. Several results are drawn together, in the order of their
     training steps; a series of landscape collect over the training step.
     """
-    from landscape.plotting import plot_results
-
     target = results[0].with_suffix(".png") if out is None else out
-    plot_results(results, target)
+    draw(results, target)
     REPORT.add(
         {
             "file": str(target),
@@ -45,7 +43,14 @@ def plot(
             "warnings": [],
         }
     )
-    REPORT.say(f"figure: {printable(target)}")
+
+
+def draw(results: list[Path], figure: Path) -> None:
+    """Draw result files and say where."""
+    from landscape.plotting import plot_results
+
+    plot_results(results, figure)
+    REPORT.say(f"figure: {printable(figure)}")
 
 
 def check_ending(figure: Path, option: str) -> None:

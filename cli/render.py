@@ -11,11 +11,18 @@ from typing import Any
 from rich.table import Table
 
 from landscape.errors import UsageError
-from landscape.results import MODULES, Estimate, HessianResult, Spectrum, block_size
+from landscape.results import MODULES, Estimate, HessianResult, RunInfo, Spectrum, block_size
 from landscape.sums import count_above, log_det
 from landscape_cli.reporting import Report, printable
 
-__all__ = ["Sums", "hessian_tables", "hessian_values", "report_result"]
+__all__ = [
+    "Sums",
+    "hessian_tables",
+    "hessian_values",
+    "report_result",
+    "report_run",
+    "run_summary",
+]
 
 _HOW = {
     "dense": "exact: explicit matrix, all {1} eigenvalues",
@@ -88,7 +95,14 @@ def report_result(
     sums: Sums = Sums(),
 ) -> None:
     """Hand a result to the report: its warnings, its JSON entry and its tables."""
-    info = result.info
+    report_run(report, file, result.info, values=hessian_values(result, sums), new=new)
+    report.table(*hessian_tables(result, file, sums))
+
+
+def report_run(
+    report: Report, file: Path, info: RunInfo, *, values: dict[str, Any], new: bool
+) -> None:
+    """Hand a run's warnings and its JSON entry to the report."""
     for warning in info.warnings:
         report.warn(warning)
     report.add(
@@ -99,17 +113,14 @@ def report_result(
             "status": info.status,
             "new": new,
             "config": dict(info.config),
-            "values": hessian_values(result, sums),
+            "values": values,
             "warnings": list(info.warnings),
         }
     )
-    report.table(*hessian_tables(result, file, sums))
 
 
-def hessian_tables(result: HessianResult, file: Path, sums: Sums) -> list[Any]:
-    """One summary and, for every operator, its eigenvalues."""
-    info = result.info
-    unit = printable(info.config.get("units", "loss units"))
+def run_summary(file: Path, info: RunInfo) -> Table:
+    """The first rows of a result's summary: what was measured."""
     summary = Table(title=printable(file), show_header=False, title_justify="left", box=None)
     summary.add_column(style="bold")
     summary.add_column()
@@ -117,6 +128,14 @@ def hessian_tables(result: HessianResult, file: Path, sums: Sums) -> list[Any]:
     summary.add_row("checkpoint", printable(info.checkpoint) + step)
     summary.add_row("task", f"{printable(info.task)}, loss {printable(info.config.get('loss'))}")
     summary.add_row("size", f"{info.n_parameters} parameters, {info.n_examples} examples")
+    return summary
+
+
+def hessian_tables(result: HessianResult, file: Path, sums: Sums) -> list[Any]:
+    """One summary and, for every operator, its eigenvalues."""
+    info = result.info
+    unit = printable(info.config.get("units", "loss units"))
+    summary = run_summary(file, info)
     summary.add_row(
         "loss", f"{number(info.loss)} {unit}, gradient norm {number(info.gradient_norm)}"
     )

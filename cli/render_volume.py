@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from landscape.volume.records import CLASSES, Directions, VolumeEstimate, VolumeResult
-from landscape_cli.render import number
+from landscape_cli.render import number, report_run, run_summary
 from landscape_cli.reporting import Report, printable
 
 if TYPE_CHECKING:
@@ -42,21 +42,7 @@ _ARRAYS = (
 
 def report_volume(report: Report, file: Path, result: VolumeResult, *, new: bool = True) -> None:
     """Hand a result to the report: its warnings, its JSON entry and its tables."""
-    info = result.info
-    for warning in info.warnings:
-        report.warn(warning)
-    report.add(
-        {
-            "file": str(file),
-            "checkpoint": info.checkpoint,
-            "step": info.step,
-            "status": info.status,
-            "new": new,
-            "config": dict(info.config),
-            "values": volume_values(result),
-            "warnings": list(info.warnings),
-        }
-    )
+    report_run(report, file, result.info, values=volume_values(result), new=new)
     report.table(*volume_tables(result, file))
 
 
@@ -65,13 +51,7 @@ def volume_tables(result: VolumeResult, file: Path) -> list[Any]:
     info = result.info
     config = info.config
     unit = printable(config.get("units", "loss units"))
-    summary = Table(title=printable(file), show_header=False, title_justify="left", box=None)
-    summary.add_column(style="bold")
-    summary.add_column()
-    step = "" if info.step is None else f" (step {info.step})"
-    summary.add_row("checkpoint", printable(info.checkpoint) + step)
-    summary.add_row("task", f"{printable(info.task)}, loss {printable(config.get('loss'))}")
-    summary.add_row("size", f"{info.n_parameters} parameters, {info.n_examples} examples")
+    summary = run_summary(file, info)
     summary.add_row("prior", _prior(result))
     if config.get("tether") is not None:
         summary.add_row("tether", f"within {printable(config['tether'])} prior standard deviations")

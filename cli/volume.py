@@ -1,12 +1,16 @@
 """``landscape volume``: how much of the prior's mass a basin holds."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from landscape_cli.options import Common, examples, shared_options
-from landscape_cli.reporting import REPORT, printable
+from landscape_cli.options import (
+    CheckpointsArgument,
+    Common,
+    PlotOption,
+    examples,
+    shared_options,
+)
 
 __all__ = ["register"]
 
@@ -16,10 +20,7 @@ _PRIOR = "Prior"
 
 @shared_options(loss="behaviour", without=("compiled",))
 def volume(
-    checkpoints: Annotated[
-        list[str],
-        typer.Argument(metavar="CKPT...", help="Checkpoints, or quoted globs such as 'runs/*.pt'."),
-    ],
+    checkpoints: CheckpointsArgument,
     common: Common,
     prior: Annotated[
         str,
@@ -154,10 +155,7 @@ def volume(
             help="Show the prior of every tensor and what would be done; measure nothing.",
         ),
     ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_WHAT, help="Also draw a figure."),
-    ] = None,
+    plot: PlotOption = None,
 ) -> None:
     """Log of the prior's mass whose excess loss is below a cutoff, with its interval.
 
@@ -167,7 +165,7 @@ def volume(
     """
     from landscape.volume.options import VolumeOptions, parse_cutoffs, parse_shard
     from landscape_cli.measuring import measure_checkpoints
-    from landscape_cli.plot import check_ending
+    from landscape_cli.plot import check_ending, draw
     from landscape_cli.volume_job import VolumeJob, dry_run_tables
 
     if plot is not None:
@@ -196,10 +194,7 @@ def volume(
         return
     files = measure_checkpoints(checkpoints, common, VolumeJob(options, common))
     if plot is not None and files:
-        from landscape.plotting import plot_results
-
-        plot_results(files, plot)
-        REPORT.say(f"figure: {printable(plot)}")
+        draw(files, plot)
 
 
 def register(app: typer.Typer) -> None:

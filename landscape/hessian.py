@@ -92,9 +92,6 @@ class HessianOptions:
         return min(top, n), min(bottom, n - min(top, n))
 
 
-"""Called with a phase, the products done in it, and their expected number where known."""
-
-
 _MOST_PROBES = 10_000
 
 

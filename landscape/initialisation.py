@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from landscape.errors import LandscapeError, TaskError
 from landscape.params import ParameterSpace
@@ -18,7 +18,7 @@ from landscape.pickles import shown
 from landscape.rng import stream
 from landscape.task import Task
 
-__all__ = ["InitialMoments", "copy_model", "initial_moments", "selected"]
+__all__ = ["InitialMoments", "copy_model", "draw_weights", "initial_moments", "selected"]
 
 _DRAWS = 32
 
@@ -94,6 +94,26 @@ def selected(model: nn.Module, space: ParameterSpace) -> list[Tensor]:
     return [named[name].detach().to("cpu", torch.float64) for name in space.names]
 
 
+def draw_weights(task: Task, model: nn.Module, generator: Generator) -> None:
+    """Draw a model's initial weights, leaving the global generator as it was.
+
+    Args:
+        task: by its ``initialise``, or by every module's ``reset_parameters()`` where it has none.
+        model: the task's model or a copy of it.
+        generator: as freshly seeded: ``reset_parameters()`` draws from the same seed.
+    """
+    if task.initialise is not None:
+        task.initialise(model, generator)
+        return
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it reseeds every accelerator, which the fork does not restore.
+        torch.default_generator.manual_seed(generator.initial_seed())
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+
 def _redraw(task: Task, model: nn.Module, space: ParameterSpace, *, seed: int, draw: int) -> None:
     """Draw the model's initial weights from a stream of their own."""
     label = ("prior", "init", draw)
@@ -102,15 +122,9 @@ def _redraw(task: Task, model: nn.Module, space: ParameterSpace, *, seed: int, d
             parameter.fill_(math.nan)  # Whatever is not drawn again is found out.
     try:
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it reseeds every accelerator, which the fork does not restore.
+            # A task's own initialise may draw from the global generator all the same.
             torch.default_generator.manual_seed(stream(seed, *label).initial_seed())
-            if task.initialise is not None:
-                task.initialise(model, stream(seed, *label))
-            else:
-                for module in model.modules():
-                    reset = getattr(module, "reset_parameters", None)
-                    if callable(reset):
-                        reset()
+            draw_weights(task, model, stream(seed, *label))
         tensors = selected(model, space)
     except LandscapeError:
         raise

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
 from landscape.data import DataSet, materialise, micro_batches
@@ -27,7 +29,12 @@ from landscape.store import SCHEMA
 from landscape.task import ResolvedTask, Task, resolve_task
 from landscape.units import Progress, Units, silent
 
-__all__ = ["Measurement", "Stopwatch", "prepared"]
+__all__ = ["BUDGET_SPENT", "Measurement", "Stopwatch", "prepared"]
+
+BUDGET_SPENT = (
+    "the budget was spent before everything was measured; the same command with a larger --budget "
+    "continues"
+)
 
 
 @dataclass(kw_only=True)
@@ -75,6 +82,17 @@ class Measurement(ABC):
             "dtype": self._dtype_name,
             "seed": settings.seed,
         }
+
+    @property
+    def indices(self) -> NDArray[np.int64] | None:
+        """The examples that are used, where a subset was asked for."""
+        return None if self.data.indices is None else self.data.indices.numpy()
+
+    @property
+    def factor_is_real(self) -> bool:
+        """Whether the loss is known to be convex in the outputs, as a factor of the GGN needs."""
+        convex = self.resolved.task.resolved_criterion.fisher_is_ggn
+        return convex or self.settings.loss == "behaviour"
 
     def factor_rows(self, n: int) -> int | None:
         """Rows of the factor F of the GGN ``F^T F`` (n, n); None where F is not small enough.

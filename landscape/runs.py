@@ -21,7 +21,7 @@ from landscape.hessian import (
 from landscape.hessian import (
     Path as Route,
 )
-from landscape.measurement import Measurement, Stopwatch, prepared
+from landscape.measurement import BUDGET_SPENT, Measurement, Stopwatch, prepared
 from landscape.operators import LinearOperator, curvature
 from landscape.params import ParameterSpace
 from landscape.partial import MemoryUnits
@@ -74,13 +74,11 @@ class HessianRun(Measurement):
 
     def _gram_rows(self, name: str, n: int) -> int | None:
         """Rows of the factor of a GGN, where it has one that fits into a quarter of the memory."""
-        task = self.resolved.task
-        criterion = task.resolved_criterion
+        criterion = self.resolved.task.resolved_criterion
         if name != "ggn" and not (name == "fisher" and criterion.fisher_is_ggn):
             return None
-        # A factor is real only where the loss is convex in the outputs.
-        convex = criterion.fisher_is_ggn or self.settings.loss == "behaviour"
-        if self.options.method == "lanczos" or not (convex or self.options.method == "exact"):
+        method = self.options.method
+        if method == "lanczos" or not (self.factor_is_real or method == "exact"):
             return None
         return self.factor_rows(n)
 
@@ -198,7 +196,7 @@ class HessianRun(Measurement):
             spectra=spectra,
             densities=densities,
             moments=moments,
-            indices=None if self.data.indices is None else self.data.indices.numpy(),
+            indices=self.indices,
         )
 
     def _is_whole(self, spectra: Mapping[str, Spectrum], moments: Mapping[str, Moments]) -> bool:
@@ -219,10 +217,7 @@ class HessianRun(Measurement):
     def _warnings(self, spectra: Mapping[str, Spectrum], *, cut: bool) -> list[str]:
         found = []
         if cut:
-            found.append(
-                "the budget was spent before everything was measured; the same command with a "
-                "larger --budget continues"
-            )
+            found.append(BUDGET_SPENT)
         for name, spectrum in spectra.items():
             missed = int((~spectrum.converged).sum())
             if missed and not cut:

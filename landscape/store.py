@@ -141,6 +141,7 @@ def _filters(values: NDArray[Any]) -> dict[str, Any]:
 
 
 def write_attributes(node: h5py.Group, values: Mapping[str, Any]) -> None:
+    """Write attributes, structures as JSON; None is left out."""
     for name, value in values.items():
         if value is None:
             continue
@@ -209,6 +210,7 @@ def _axis_of(name: str) -> Callable[[str], str]:
 
 
 def group_at(file: h5py.File, path: str) -> h5py.Group:
+    """The group of that path, made where it is missing."""
     group: h5py.Group = file
     for part in path.split("/"):
         group = group[part] if part in group else group.create_group(part, track_order=True)

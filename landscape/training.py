@@ -20,6 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from landscape.errors import NotFiniteError, UsageError
+from landscape.initialisation import draw_weights
 from landscape.task import Task, resolve_task
 from landscape.tasks import BUILTIN_TASKS, Recipe
 from landscape.training_files import claim_folder, log_spaced_steps, write_checkpoint
@@ -115,7 +116,7 @@ def train(
     claim_folder(out, run, overwrite=overwrite)
 
     model = train_task.model
-    _initialise(train_task, seed)
+    draw_weights(train_task, train_task.model, _seeded(seed))
     model.to(place)
     train_data, test_data = (
         tuple(tensor.to(place) for tensor in task.data) for task in (train_task, test_task)
@@ -186,20 +187,6 @@ def _all_settings(builder: Callable[..., Task], settings: Mapping[str, Any]) -> 
 
 def _canonical(value: dict[str, Any]) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _initialise(task: Task, seed: int) -> None:
-    """Draw the initial weights from the seed, leaving the global generator as it was."""
-    if task.initialise is not None:
-        task.initialise(task.model, _seeded(seed))
-        return
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it reseeds every accelerator, which the fork does not restore.
-        torch.default_generator.manual_seed(seed)
-        for module in task.model.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
 
 
 def _optimise(

@@ -31,6 +31,3 @@ class Units(Protocol):
 
     def due(self) -> bool:
         """Whether unfinished state should be stored now."""
-
-
-_MOST_PROBES = 10_000

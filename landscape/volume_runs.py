@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landscape.errors import UsageError
 from landscape.gram import GRAM_LIMIT
-from landscape.measurement import Measurement, Stopwatch, prepared
+from landscape.measurement import BUDGET_SPENT, Measurement, Stopwatch, prepared
 from landscape.operators import LinearOperator, Whitened, curvature
 from landscape.params import ParameterSpace
 from landscape.partial import MemoryUnits
@@ -85,9 +85,8 @@ class VolumeRun(Measurement):
     def _route(self, n: int) -> Route:
         if self.options.exact == "lanczos":
             return "lanczos"
-        convex = self.resolved.task.resolved_criterion.fisher_is_ggn
         rows = None
-        if self.curvature == "ggn" and (convex or self.settings.loss == "behaviour"):
+        if self.curvature == "ggn" and self.factor_is_real:
             rows = self.factor_rows(n)
         if rows is not None and rows <= GRAM_LIMIT and rows < n:
             return "gram"
@@ -237,10 +236,7 @@ class VolumeRun(Measurement):
             warnings.append(f"points are evaluated one by one: {excess.fallback}")
         cut = stop() and not whole
         if cut:
-            warnings.append(
-                "the budget was spent before everything was measured; the same command with a "
-                "larger --budget continues"
-            )
+            warnings.append(BUDGET_SPENT)
         info = self.info(
             config={
                 **self.config,
@@ -263,7 +259,7 @@ class VolumeRun(Measurement):
             directions=directions,
             rays=rays,
             prior=prior_table(prior, risk.space, weights),
-            indices=None if self.data.indices is None else self.data.indices.numpy(),
+            indices=self.indices,
         )
 
 

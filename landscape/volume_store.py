@@ -12,13 +12,20 @@ from numpy.typing import NDArray
 from landscape.results import Result, RunInfo
 from landscape.store import (
     group_at,
-    read_array,
     read_fields,
+    read_shaped,
     scalars,
     write_array,
     write_attributes,
 )
-from landscape.volume.records import Directions, PriorTable, Rays, VolumeEstimate, VolumeResult
+from landscape.volume.records import (
+    CLASSES,
+    Directions,
+    PriorTable,
+    Rays,
+    VolumeEstimate,
+    VolumeResult,
+)
 
 __all__ = ["read_volume", "write_volume"]
 
@@ -46,7 +53,7 @@ def write_volume(file: h5py.File, result: Result) -> None:
         for name in sorted(names):
             values = getattr(result.directions, name)
             axes = ("direction",) if values.ndim == 1 else ("cutoff", "direction")
-            write_array(group, "class" if name == "kind" else name, values, axes)
+            write_array(group, _stored(name), values, axes)
     group = group_at(file, "prior")
     group.create_dataset("name", data=[n.encode() for n in result.prior.names]).make_scale("name")
     for name in _TABLE:
@@ -77,11 +84,10 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
     rays = None
     if "radial" in file["volume"] and "ray" in file["volume/radial"]:
         node = file["volume/radial"]
-        values = {f.name: read_array(node, f.name) for f in dataclasses.fields(Rays)[2:]}
-        rays = Rays(cutoff=read_array(node, "cutoff"), index=read_array(node, "ray"), **values)
-        shape = (len(rays.cutoff), len(rays.index))
-        if any(value.shape != shape for value in values.values()):
-            raise ValueError(f"volume/radial: arrays of rays are not all of shape {shape}")
+        cutoff, index = read_shaped(node, "cutoff", (None,)), read_shaped(node, "ray", (None,))
+        shape = (len(cutoff), len(index))
+        values = {f.name: read_shaped(node, f.name, shape) for f in dataclasses.fields(Rays)[2:]}
+        rays = Rays(cutoff=cutoff, index=index, **values)
     directions = _directions(file["directions"]) if "directions" in file else None
     cutoffs = [estimate.cutoff for estimate in estimates.values()]
     cutoffs += [] if directions is None else [directions.cutoff]
@@ -98,24 +104,26 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
 
 
 def _directions(node: h5py.Group) -> Directions:
-    names = [f.name for f in dataclasses.fields(Directions)]
-    values = {n: read_array(node, "class" if n == "kind" else n) for n in names}
-    found = Directions(**values)
-    c, d = len(found.cutoff), len(found.eigenvalue)
-    for name in names:
-        allowed = {1: ((c,), (d,)), 2: ((c, d),)}
-        if values[name].shape not in allowed.get(values[name].ndim, ()):
-            raise ValueError(f"directions: {name} has shape {values[name].shape}")
-    if not np.isin(found.kind, (0, 1, 2)).all():
-        raise ValueError("directions: a class is not 0, 1 or 2")
-    return found
+    c, d = (len(read_shaped(node, name, (None,))) for name in ("cutoff", "eigenvalue"))
+    shapes = {"eigenvalue": (d,), "multiplicity": (d,), "location": (d,)}
+    shapes |= {"cutoff": (c,), "remainder": (c,)}
+    values = {
+        f.name: read_shaped(node, _stored(f.name), shapes.get(f.name, (c, d)))
+        for f in dataclasses.fields(Directions)
+    }
+    if not np.isin(values["kind"], range(len(CLASSES))).all():
+        raise ValueError(f"directions: a class is none of 0 to {len(CLASSES) - 1}")
+    return Directions(**values)
+
+
+def _stored(name: str) -> str:
+    """What a field of the directions is called in the file."""
+    return "class" if name == "kind" else name
 
 
 def _table(node: h5py.Group) -> PriorTable:
-    columns = {name: tuple(read_array(node, name).tolist()) for name in _TABLE}
     names = tuple(text.decode() for text in node["name"][()])
-    if any(len(column) != len(names) for column in columns.values()):
-        raise ValueError("prior: columns of different lengths")
+    columns = {name: tuple(read_shaped(node, name, (len(names),)).tolist()) for name in _TABLE}
     return PriorTable(names=names, **columns)
 
 

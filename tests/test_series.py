@@ -11,11 +11,12 @@ import h5py
 import numpy as np
 import pytest
 import xarray
+from records import made_up_run
 
 from landscape.errors import ResultFileError, UsageError
 from landscape.log_density import counts_per_decade, log_grid
 from landscape.plotting import plot_results
-from landscape.results import Density, Estimate, HessianResult, Moments, RunInfo, Spectrum
+from landscape.results import Density, Estimate, HessianResult, Moments, Spectrum
 from landscape.series import collect, subspace_overlap
 from landscape.series_plot import series_figure
 from landscape.series_store import collect_files, content, kind_of, load_series, save_series
@@ -92,39 +93,8 @@ def made_up(
         n=n,
         n_probes=0,
     )
-    label = f"step_{step}.pt" if step is not None else "model.pt"
-    options = {"loss": "task", "params": [], "examples": None, "set": {}, "units": "nats"}
-    values_of_info = {
-        "schema": "landscape/1",
-        "command": "hessian",
-        "argv": (),
-        "config": {**options, **(config or {})},
-        "key": f"key {step}",
-        "seed": 0,
-        "versions": {},
-        "device": "cpu",
-        "dtype": "float64",
-        "task": "made-up",
-        "task_sha256": "t",
-        "checkpoint": label,
-        "checkpoint_sha256": ascii((step, info.get("checkpoint", label))),
-        "step": step,
-        "n_parameters": n,
-        "n_examples": 10,
-        "loss": 1 / (1 + (step or 0)),
-        "gradient_norm": 0.5,
-        "status": "complete",
-        "started": "",
-        "finished": "",
-        "wall_seconds": 1.5,
-        "n_matvecs": 9,
-        "n_forward": 1,
-        "n_gradient": 1,
-        "warnings": (),
-        **info,
-    }
     return HessianResult(
-        info=RunInfo(**values_of_info),
+        info=made_up_run(step, config=config, **{"n_parameters": n, **info}),
         spectra={name: spectrum},
         densities={name: found} if density else {},
         moments={name: moments} if density else {},

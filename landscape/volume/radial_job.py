@@ -146,8 +146,7 @@ def _stored(units: Units, cutoff: float) -> RaySample | None:
 def keep_rays(rays: Rays, units: Units) -> None:
     """Take the rays of a complete result as finished work."""
     for place, cutoff in enumerate(rays.cutoff):
-        sample = RaySample(index=rays.index, **{name: getattr(rays, name)[place] for name in _EACH})
-        units.put(_unit(float(cutoff)), as_unit(sample))
+        units.put(_unit(float(cutoff)), as_unit(_at(rays, place)))
 
 
 def _path(options: VolumeOptions, model: Curved | None) -> str:
@@ -193,6 +192,11 @@ def _rays(cutoffs: Sequence[float], samples: Sequence[RaySample]) -> Rays:
     return Rays(cutoff=np.array(cutoffs), index=index, **columns)
 
 
+def _at(rays: Rays, place: int) -> RaySample:
+    """The rays at one cutoff."""
+    return RaySample(index=rays.index, **{name: getattr(rays, name)[place] for name in _EACH})
+
+
 def estimate_rays(rays: Rays, *, path: str, error: float) -> tuple[VolumeEstimate, list[str]]:
     """The estimate at every cutoff, and what the user should read.
 
@@ -201,12 +205,7 @@ def estimate_rays(rays: Rays, *, path: str, error: float) -> tuple[VolumeEstimat
         path: how the directions were drawn.
         error: standard error above which the user is told.
     """
-    found = [
-        radial_estimate(
-            RaySample(index=rays.index, **{name: getattr(rays, name)[c] for name in _EACH})
-        )
-        for c in range(len(rays.cutoff))
-    ]
+    found = [radial_estimate(_at(rays, place)) for place in range(len(rays.cutoff))]
     unknown = np.full(len(found), np.nan)
     # A share of the prior's mass is at most 1, whatever rounding and noise say.
     logs = np.minimum([f.log_volume for f in found], 0.0)

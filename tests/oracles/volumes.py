@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from records import made_up_run
 
 from landscape.results import RunInfo
 from landscape.volume.records import Directions, PriorTable, Rays, VolumeEstimate, VolumeResult
@@ -15,40 +16,19 @@ N = 8
 
 def info(step: int | None = 7, *, config: dict | None = None, **changes: object) -> RunInfo:
     """The record of a run."""
-    label = f"step_{step}.pt" if step is not None else "model.pt"
-    options = {"loss": "behaviour", "params": [], "examples": None, "set": {}, "units": "nats"}
-    options |= {"prior": "gaussian", "mean": "zero", "sigma": [0.5], "curvature": "ggn"}
-    options |= {"route": "dense", "directions": "tilted", "samples": 4, "error": 1.0, "shard": None}
-    values = {
-        "schema": "landscape/1",
+    options = {"loss": "behaviour", "prior": "gaussian", "mean": "zero", "sigma": [0.5]}
+    options |= {"curvature": "ggn", "route": "dense", "directions": "tilted"}
+    options |= {"samples": 4, "error": 1.0, "shard": None}
+    own = {
         "command": "volume",
-        "argv": (),
-        "config": {**options, **(config or {})},
         "key": f"{step} key of the run",
-        "seed": 0,
-        "versions": {},
-        "device": "cpu",
-        "dtype": "float64",
-        "task": "made-up",
-        "task_sha256": "t",
-        "checkpoint": label,
-        "checkpoint_sha256": ascii((step, changes.get("checkpoint", label))),
-        "step": step,
         "n_parameters": N,
-        "n_examples": 10,
         "loss": 0.0,
-        "gradient_norm": 0.5,
-        "status": "complete",
         "started": "2026-01-01T00:00:02",
         "finished": "2026-01-01T00:00:05",
-        "wall_seconds": 1.5,
-        "n_matvecs": 9,
         "n_forward": 40,
-        "n_gradient": 1,
-        "warnings": (),
-        **changes,
     }
-    return RunInfo(**values)
+    return made_up_run(step, config={**options, **(config or {})}, **{**own, **changes})
 
 
 def estimate(method: str, cutoffs: tuple[float, ...], shift: float = 0.0) -> VolumeEstimate:
