@@ -188,8 +188,9 @@ class VolumeRun(Measurement):
         work: dict[str, Any] = {"units": units, "stop": stop, "progress": tick}
         estimates: dict[str, VolumeEstimate] = {}
         warnings = [*self.notes, *prior.notes]
-        model = directions = rays = tilts = None
-        whole, bulk, n_matvecs = True, 0.0, 0
+        proposal = directions = rays = None
+        whole, n_matvecs = True, 0
+        tilted = operator is not None and options.directions == "tilted"
         if operator is not None:
             # For behaviour the gradient at the anchor is exactly 0: rounding is no slope.
             sloped = None if settings.loss == "behaviour" else prior.scale * slope
@@ -208,19 +209,18 @@ class VolumeRun(Measurement):
                 # What rests on fewer eigenpairs must not be taken for what rests on all of them.
                 work["units"] = MemoryUnits()
             found = quadratic_job(model, options, seed=settings.seed, **work)
-            tilts, bulk, whole = found.estimate.tilt, found.bulk, found.whole and model.whole
+            proposal, whole = found.proposal if tilted else None, found.whole
             directions, n_matvecs = found.directions, found.estimate.n_matvecs
             operator.release()
-            if "quadratic" in options.chosen:
+            # Where the budget leaves no time for rays, there is at least this.
+            if "quadratic" in options.chosen or (tilted and proposal is None):
                 estimates["quadratic"] = found.estimate
                 warnings += found.warnings
-        if "radial" in options.chosen and (model is None or model.whole):
+        if "radial" in options.chosen and (proposal is not None or not tilted):
             radial = radial_job(
                 functools.partial(_excess_at, excess, prior),
                 anchor,
-                model=model,
-                bulk=bulk,
-                tilts=tilts,
+                proposal=proposal,
                 prior=prior,
                 options=options,
                 seed=settings.seed,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from landscape.eigensolver import RitzPairs, extreme_eigenpairs
@@ -17,7 +18,7 @@ from landscape.risk import Risk
 from landscape.spectrum import dense_spectrum
 from landscape.units import Progress, Units
 
-__all__ = ["Curved", "Route", "curved"]
+__all__ = ["Curved", "Proposal", "Route", "curved"]
 
 Route = Literal["dense", "gram", "lanczos"]
 
@@ -48,6 +49,21 @@ class Curved:
     gradient: Tensor | None
     n_matvecs: int
     whole: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What tilts the directions of rays, the same however many probes a run has.
+
+    Attributes:
+        model: the whitened curvature.
+        tilt: s at every cutoff, (c,); NaN where the curvature is 0.
+        bulk: mean of the eigenvalues that have no eigenpair; 0 where all have one.
+    """
+
+    model: Curved
+    tilt: NDArray[np.float64]
+    bulk: float = 0.0
 
 
 def curved(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from landscape.quadratic_form import QuadraticForm
 from landscape.units import Progress, Units
-from landscape.volume.curvature import Curved
+from landscape.volume.curvature import Curved, Proposal
 from landscape.volume.options import VolumeOptions
 from landscape.volume.quadratic import (
     QuadraticVolume,
@@ -27,6 +27,7 @@ __all__ = ["QuadraticFound", "directions", "quadratic_job"]
 
 FloatArray = NDArray[np.float64]
 
+_PILOTS = 2  # Probes that the directions of rays rest on.
 _GROWTH = 10  # The error may ask for so many times the probes.
 _STEEP, _FLAT = 0.1, 2.0  # Ratios of widths that separate the classes.
 
@@ -38,14 +39,14 @@ class QuadraticFound:
     Attributes:
         estimate: log V at every cutoff.
         directions: the table of directions.
-        bulk: mean of the eigenvalues that have no eigenpair; 0 where all have one.
+        proposal: what tilts the directions of rays; None where the budget left too little for it.
         whole: whether nothing is missing of what was asked for.
         warnings: for the user to read.
     """
 
     estimate: VolumeEstimate
     directions: Directions
-    bulk: float
+    proposal: Proposal | None
     whole: bool
     warnings: list[str]
 
@@ -70,27 +71,26 @@ def quadratic_job(
         progress: called with the products done.
     """
     whole, count = True, model.n_matvecs
+    proposal: Proposal | None
     if model.route == "lanczos":
-        found, bulk, more, whole = _stochastic(
+        found, proposal, more, whole = _stochastic(
             model, options, seed=seed, units=units, stop=stop, progress=progress
         )
         count += more
     else:
-        found, bulk = (
-            quadratic_exact(
-                model.values.numpy(),
-                model.vectors,
-                model.anchor,
-                model.gradient,
-                cutoffs=options.cutoffs,
-            ),
-            0.0,
+        found = quadratic_exact(
+            model.values.numpy(),
+            model.vectors,
+            model.anchor,
+            model.gradient,
+            cutoffs=options.cutoffs,
         )
+        proposal = Proposal(model=model, tilt=found.saddle)
     return QuadraticFound(
         estimate=_estimate(found, model.route, count),
         directions=directions(found),
-        bulk=bulk,
-        whole=whole,
+        proposal=proposal if model.whole else None,
+        whole=whole and model.whole,
         warnings=_warnings(found, options),
     )
 
@@ -103,7 +103,7 @@ def _stochastic(
     units: Units,
     stop: Callable[[], bool],
     progress: Progress,
-) -> tuple[QuadraticVolume, float, int, bool]:
+) -> tuple[QuadraticVolume, Proposal | None, int, bool]:
     operator = model.operator
     deflate = model.vectors.to(operator.like)
     rest = operator.n - len(deflate)
@@ -136,7 +136,7 @@ def _stochastic(
     )
     probes: list[QuadraticForm] = []
 
-    def combined() -> QuadraticVolume:
+    def combined(probes: Sequence[QuadraticForm]) -> QuadraticVolume:
         return combine(
             n=operator.n,
             eigenpairs=known if len(deflate) else None,
@@ -152,7 +152,7 @@ def _stochastic(
     while True:
         index = len(probes)
         if index >= wanted or (stop() and index >= 1):
-            found = combined()
+            found = combined(probes)
             if stop() or index >= most or (found.stderr <= options.error).all():
                 break
             wanted = min(wanted + max(wanted // 2, 1), most)
@@ -169,9 +169,15 @@ def _stochastic(
                 ),
             )
         )
-    bulk = [p.multiplicity @ p.eigenvalues / rest for p in probes] if rest else [0.0]
+    proposal = None
+    if len(probes) >= _PILOTS or not rest:
+        # Later probes refine the value, not the directions: rays found earlier stay as they are.
+        pilots = probes[:_PILOTS]
+        total = sum(float(p.multiplicity @ p.eigenvalues) for p in pilots)
+        bulk = total / (rest * len(pilots)) if pilots else 0.0
+        proposal = Proposal(model=model, tilt=combined(pilots).saddle, bulk=bulk)
     count = sum(len(part.eigenvalues) for part in (location, *probes))
-    return found, float(np.mean(bulk)), count, len(probes) >= options.probes or not rest
+    return found, proposal, count, len(probes) >= options.probes or not rest
 
 
 def _estimate(found: QuadraticVolume, route: str, n_matvecs: int) -> VolumeEstimate:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landscape.priors import Prior, UniformPrior
 from landscape.units import Progress, Units
-from landscape.volume.curvature import Curved
+from landscape.volume.curvature import Proposal
 from landscape.volume.options import VolumeOptions
 from landscape.volume.radial import RadialEstimate, RaySample, merge, radial_estimate, radial_rays
 from landscape.volume.ray_priors import BallPrior, BoxPrior, NormalPrior, RayPrior
@@ -49,9 +49,7 @@ def radial_job(
     excess: Callable[[Tensor], Tensor],
     anchor: Tensor,
     *,
-    model: Curved | None,
-    bulk: float,
-    tilts: FloatArray | None,
+    proposal: Proposal | None,
     prior: Prior,
     options: VolumeOptions,
     seed: int,
@@ -64,11 +62,9 @@ def radial_job(
     Args:
         excess: excess loss of whitened points (k, n): (k,).
         anchor: z*, (n,).
-        model: the whitened curvature, for tilted directions.
-        bulk: mean of the eigenvalues that the model has no eigenpairs of.
-        tilts: s at every cutoff, (c,).
+        proposal: what tilts the directions; symmetric ones where None.
         prior: the prior, in whose whitened coordinates all is said.
-        options: cutoffs, samples, error, tether, directions, shard.
+        options: cutoffs, samples, error, tether, shard.
         seed: seed of the directions.
         units: where finished rays are kept.
         stop: whether the budget is spent.
@@ -76,10 +72,7 @@ def radial_job(
     """
     tether = math.inf if options.tether is None else options.tether * math.sqrt(len(anchor))
     seen = _ray_prior(prior, anchor)
-    laws = [
-        _law(anchor, model, None if tilts is None else float(tilts[c]), bulk, seed)
-        for c in range(len(options.cutoffs))
-    ]
+    laws = [_law(anchor, proposal, place, seed) for place in range(len(options.cutoffs))]
     start, stride = (0, 1) if options.shard is None else (options.shard[0] - 1, options.shard[1])
     most = options.samples * (_GROWTH if options.shard is None else 1)
     found: list[RaySample | None] = [_stored(units, cutoff) for cutoff in options.cutoffs]
@@ -125,7 +118,7 @@ def radial_job(
         if not trace_all(wanted):
             break
     rays = _rays(options.cutoffs, [sample for sample in found if sample is not None])
-    estimate, warnings = estimate_rays(rays, path=_path(options, model), error=options.error)
+    estimate, warnings = estimate_rays(rays, path=_path(proposal), error=options.error)
     return RadialFound(estimate=estimate, rays=rays, whole=whole, warnings=warnings)
 
 
@@ -149,22 +142,21 @@ def keep_rays(rays: Rays, units: Units) -> None:
         units.put(_unit(float(cutoff)), as_unit(_at(rays, place)))
 
 
-def _path(options: VolumeOptions, model: Curved | None) -> str:
-    return "symmetric" if model is None else f"{options.directions}, {model.route}"
+def _path(proposal: Proposal | None) -> str:
+    return "symmetric" if proposal is None else f"tilted, {proposal.model.route}"
 
 
-def _law(
-    anchor: Tensor, model: Curved | None, tilt: float | None, bulk: float, seed: int
-) -> DirectionLaw:
-    """Directions tilted by the curvature; symmetric where there is none or it is 0."""
-    if model is None or tilt is None or not math.isfinite(tilt):
+def _law(anchor: Tensor, proposal: Proposal | None, place: int, seed: int) -> DirectionLaw:
+    """Directions at one cutoff; symmetric ones where the curvature is 0, too."""
+    if proposal is None or not math.isfinite(proposal.tilt[place]):
         return symmetric_law(anchor, seed=seed)
+    model = proposal.model
     return tilted_law(
         anchor,
         model.vectors,
         model.values,
-        scale=tilt,
-        bulk=bulk,
+        scale=float(proposal.tilt[place]),
+        bulk=proposal.bulk,
         gradient=model.gradient,
         seed=seed,
     )

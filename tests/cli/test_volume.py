@@ -171,6 +171,56 @@ def test_an_interrupted_run_continues(volume, tiny, exact):
     assert [f.suffix for f in files(tiny)] == [".h5"]
 
 
+@pytest.mark.parametrize("budget", ["30mv", "50mv", "70mv", "110mv"])
+def test_rays_do_not_depend_on_where_a_budget_cut_the_probes(volume, tiny, budget):
+    options = ("--exact", "lanczos", "--samples", "40", "--top", "3", "--steps", "8")
+    options += ("--error", "0.3")
+    whole = volume(*options).values
+    for file in files(tiny):
+        file.unlink()
+    volume(*options, "--budget", budget)
+    again = volume(*options)
+    for method in ("quadratic", "radial"):
+        assert again.values[method]["log_volume"] == whole[method]["log_volume"]
+
+
+def test_a_budget_too_small_for_rays_leaves_the_quadratic_value(volume, tiny):
+    options = ("--exact", "lanczos", "--samples", "40", "--top", "3", "--method", "radial")
+    cut = volume(*options, "--budget", "1mv")
+    assert cut.code == 0, cut.err
+    (result,) = cut.document["results"]
+    assert result["status"] == "budget"
+    assert "radial" not in result["values"]
+    assert result["values"]["quadratic"]["n_samples"] == [1]
+    again = volume(*options)
+    assert again.document["results"][0]["status"] == "complete"
+    assert set(again.values) & {"quadratic", "radial"} == {"radial"}
+
+
+def test_more_probes_keep_the_rays(volume, tiny):
+    options = ("--exact", "lanczos", "--samples", "40", "--top", "3", "--steps", "8")
+    volume(*options, "--error", "99", "--probes", "3")
+    (file,) = files(tiny)
+    before = landscape.load(file)
+    volume(*options, "--error", "99", "--probes", "9")
+    after = landscape.load(file)
+    assert after.estimates["quadratic"].n_samples[0] == 9
+    fresh = volume(*options, "--error", "99", "--probes", "9", "--overwrite")
+    assert fresh.code == 0
+    for result in (after, landscape.load(file)):
+        assert (result.rays.log_weight == before.rays.log_weight).all()
+
+
+def test_symmetric_rays_are_symmetric_whatever_else_is_measured(volume):
+    options = ("--samples", "40", "--cutoff", "0.1", "--directions", "symmetric")
+    both = volume(*options).values
+    alone = volume(*options, "--method", "radial").values
+    assert both["radial"]["path"] == alone["radial"]["path"] == "symmetric"
+    assert both["radial"]["log_volume"] == alone["radial"]["log_volume"]
+    tilted = volume(*options[:-1], "tilted").values
+    assert tilted["radial"]["log_volume"] != both["radial"]["log_volume"]
+
+
 def test_the_matrix_free_route_agrees_with_the_exact_one(volume):
     exact = volume("--method", "quadratic").values["quadratic"]
     options = ("--exact", "lanczos", "--top", "4", "--steps", "22", "--error", "0.05")
