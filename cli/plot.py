@@ -27,7 +27,8 @@ def plot(
 
     Of landscape hessian: spectral density on a log scale and the largest eigenvalues with their
     residuals. Of landscape volume: the width of every direction beside the prior's, log V and the
-    effective dimension over the cutoff. Several results are drawn together, in the order of their
+    effective dimension over the cutoff; of an annealed one also its path, both starts over the
+    radius, and its islands. Several results are drawn together, in the order of their
     training steps; a series of landscape collect over the training step.
     """
     target = results[0].with_suffix(".png") if out is None else out

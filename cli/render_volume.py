@@ -10,6 +10,7 @@ from rich.table import Table
 
 from landscape.volume.records import CLASSES, Directions, VolumeEstimate, VolumeResult
 from landscape_cli.render import number, report_run, run_summary
+from landscape_cli.render_anneal import anneal_tables, anneal_values
 from landscape_cli.reporting import Report, printable
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def volume_tables(result: VolumeResult, file: Path) -> list[Any]:
         f"{info.n_matvecs} products, {info.n_forward} forward passes, {info.wall_seconds:.2f} s on "
         f"{printable(info.device)}",
     )
-    tables: list[Any] = [summary, _volumes(result, unit)]
+    tables: list[Any] = [summary, _volumes(result, unit), *anneal_tables(result)]
     if "quadratic" in result.estimates:
         tables.append(_terms(result.estimates["quadratic"]))
     if result.directions is not None:
@@ -91,6 +92,8 @@ def _how(found: VolumeEstimate) -> str:
         how = _ROUTES.get(found.path, found.path)
         probes = int(found.n_samples.max(initial=0))
         return f"{how}, {found.n_matvecs} products" + (f", {probes} probes" if probes else "")
+    if found.method_name == "anneal":
+        return printable(found.path)
     rays = int(found.n_samples.max(initial=0))
     return f"{rays} rays, {printable(found.path)}, {found.n_forward} forward passes"
 
@@ -166,6 +169,8 @@ def volume_values(result: VolumeResult) -> dict[str, Any]:
     for name, found in result.estimates.items():
         values[name] = {"path": found.path, "cutoff": found.cutoff}
         values[name] |= {field: getattr(found, field) for field in _ARRAYS}
+    if result.annealing is not None:
+        values["anneal"] |= anneal_values(result)
     if result.directions is not None:
         counts, shares = result.directions.counts(), result.directions.shares()
         values["directions"] = {

@@ -73,10 +73,11 @@ def volume(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="auto|quadratic|radial",
+            metavar="auto|quadratic|radial|anneal",
             rich_help_panel=_WHAT,
             help="quadratic: exact for the quadratic model. radial: rays to the true boundary. "
-            "auto (default): both (repeatable).",
+            "anneal: Monte Carlo from the prior and from the checkpoint, the reference. auto "
+            "(default): all, but anneal only where it takes few gradients (repeatable).",
         ),
     ] = None,
     curvature: Annotated[
@@ -106,9 +107,17 @@ def volume(
         typer.Option(
             metavar="NATS",
             rich_help_panel=_WHAT,
-            help="Add rays and probes until the standard error is at most this.",
+            help="Add rays, probes and runs until the standard error is at most this.",
         ),
     ] = 1.0,
+    chains: Annotated[
+        int,
+        typer.Option(
+            metavar="C",
+            rich_help_panel=_WHAT,
+            help="Particles of a run of anneal, a multiple of 8.",
+        ),
+    ] = 64,
     tether: Annotated[
         float | None,
         typer.Option(
@@ -160,8 +169,9 @@ def volume(
     """Log of the prior's mass whose excess loss is below a cutoff, with its interval.
 
     quadratic is exact for the quadratic model of the loss, radial samples the star-shaped region
-    around the checkpoint with importance weights and says when it is only a lower bound. The same
-    command again does nothing, an interrupted one continues where it was.
+    around the checkpoint with importance weights and says when it is only a lower bound, anneal
+    follows chains from the prior into the basin and believes them only where chains that start at
+    the checkpoint agree. The same command again does nothing, an interrupted one continues.
     """
     from landscape.volume.options import VolumeOptions, parse_cutoffs, parse_shard
     from landscape_cli.measuring import measure_checkpoints
@@ -184,6 +194,7 @@ def volume(
         steps=steps,
         probes=probes,
         samples=samples,
+        chains=chains,
         error=error,
         tether=tether,
         directions=directions,  # type: ignore[arg-type]
@@ -205,6 +216,7 @@ def register(app: typer.Typer) -> None:
             "landscape volume runs/step_001000.safetensors --task digits-mlp",
             "landscape volume 'runs/*.safetensors' --task digits-mlp --cutoff 1e-4:1:13",
             "landscape volume model.pt --task my_task.py --sigma init --plot volume.png",
+            "landscape volume model.pt --task my_task.py --method anneal --budget 1e6grad",
             "landscape volume model.pt --task my_task.py --dry-run",
         ),
     )(volume)

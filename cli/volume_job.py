@@ -9,6 +9,7 @@ from typing import Any
 from landscape.checkpoint import expand_checkpoints, read_checkpoint
 from landscape.partial import PartialFile
 from landscape.priors import prior_table
+from landscape.volume.anneal_job import keep_annealing
 from landscape.volume.options import VolumeOptions
 from landscape.volume.radial_job import keep_rays
 from landscape.volume.records import VolumeResult
@@ -31,7 +32,7 @@ class VolumeJob(Job[VolumeRun, VolumeResult]):
         common: the options that all commands share.
     """
 
-    remedy = "use more --samples or --probes, or a larger --error"
+    remedy = "use more --samples or --probes, a larger --budget, or a larger --error"
 
     def __init__(self, options: VolumeOptions, common: Common) -> None:
         self.options = options
@@ -67,6 +68,13 @@ class VolumeJob(Job[VolumeRun, VolumeResult]):
         if result.info.status != "complete":
             return False
         options = run.options
+        if "anneal" in options.methods:
+            if result.annealing is None or "anneal" not in result.estimates:
+                return False
+            given = run.settings.budget.gradients
+            more = given is not None and given > result.annealing.n_gradients
+            if more and (result.estimates["anneal"].stderr > options.error).any():
+                return False
         for name, found in result.estimates.items():
             wanted = options.samples
             if options.shard is not None:
@@ -80,9 +88,11 @@ class VolumeJob(Job[VolumeRun, VolumeResult]):
         return True
 
     def extend(self, earlier: VolumeResult, run: VolumeRun, units: PartialFile) -> None:
-        """Take the rays of a complete result as finished work."""
+        """Take the rays and the annealed runs of a complete result as finished work."""
         if earlier.rays is not None:
             keep_rays(earlier.rays, units)
+        if earlier.annealing is not None:
+            keep_annealing(earlier.annealing, run.options.chains, units)
 
 
 def dry_run_tables(patterns: Sequence[str], common: Common, options: VolumeOptions) -> None:

@@ -1,4 +1,4 @@
-"""A budget of seconds or of matrix-vector products, after which a run stops and reports."""
+"""A budget of seconds, matrix-vector products or gradients, after which a run stops and reports."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ class Budget:
     Attributes:
         seconds: wall-clock seconds of the analysis.
         products: matrix-vector products with the whole data set.
+        gradients: gradients of the whole data set, those of earlier runs of a file included.
     """
 
     seconds: float | None = None
     products: int | None = None
+    gradients: int | None = None
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """``60`` or ``60s`` is seconds, ``2000mv`` matrix-vector products.
+        """``60`` or ``60s`` is seconds, ``2000mv`` matrix-vector products, ``1e6grad`` gradients.
 
         Raises:
             UsageError: anything else.
         """
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(mv|s)?\s*", text)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(mv|grad|s)?\s*", text)
         if match is None or not float(match[1]) > 0:
             raise UsageError(
-                f"--budget {text!r}: expected seconds such as 60, or matrix-vector products such "
-                "as 2000mv"
+                f"--budget {text!r}: expected seconds such as 60, matrix-vector products such as "
+                "2000mv, or gradients such as 1e6grad"
             )
         if match[2] == "mv":
             return Budget(products=int(float(match[1])))
+        if match[2] == "grad":
+            return Budget(gradients=int(float(match[1])))
         return Budget(seconds=float(match[1]))
 
     def meter(self) -> Meter:

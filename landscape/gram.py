@@ -7,7 +7,7 @@ small matrix ``F F^T``. Everything beyond the pull-back is computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from landscape.errors import UsageError
 from landscape.risk import Risk
 
-__all__ = ["GRAM_LIMIT", "factor", "factor_width"]
+__all__ = ["GRAM_LIMIT", "factor", "factor_width", "pull_back"]
 
 GRAM_LIMIT = 4096  # Largest number of rows whose Gram matrix is built.
 _BLOCK = 32  # Rows pulled back at a time.
@@ -31,12 +31,17 @@ def factor_width(risk: Risk) -> int:
 
 
 def factor(
-    risk: Risk, *, rows: Tensor | None = None, on_rows: Callable[[Tensor], None] | None = None
+    risk: Risk,
+    *,
+    batches: Sequence[int] | None = None,
+    rows: Tensor | None = None,
+    on_rows: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The factor F with ``GGN = F^T F``, shape (r, n), in float64 on the CPU.
 
     Args:
-        risk: the loss at the anchor, in float64 for exact results.
+        risk: the loss at the model's parameters, in float64 for exact results.
+        batches: micro-batches whose rows are wanted; all where None.
         rows: leading rows that an earlier run built.
         on_rows: called with the rows so far after every block.
 
@@ -47,7 +52,7 @@ def factor(
     """
     blocks = [] if rows is None else [rows]
     skip = 0 if rows is None else len(rows)
-    for index in range(risk.n_batches):
+    for index in range(risk.n_batches) if batches is None else batches:
         outputs = risk.outputs(index)
         places, roots = _roots(risk, index, outputs.detach())
         for start in range(0, len(places), _BLOCK):
@@ -59,7 +64,7 @@ def factor(
                 stop - start, outputs.numel(), dtype=outputs.dtype, device=outputs.device
             )
             cotangents.scatter_(1, places[start:stop], roots[start:stop])
-            blocks.append(_pull_back(risk, outputs, cotangents.reshape(-1, *outputs.shape)))
+            blocks.append(pull_back(risk, outputs, cotangents.reshape(-1, *outputs.shape)))
             if on_rows is not None:
                 blocks = [torch.cat(blocks)] if len(blocks) > 64 else blocks
                 on_rows(torch.cat(blocks))
@@ -101,7 +106,7 @@ def _roots(risk: Risk, index: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
     return places[term], roots.to(outputs.dtype)
 
 
-def _pull_back(risk: Risk, outputs: Tensor, cotangents: Tensor) -> Tensor:
+def pull_back(risk: Risk, outputs: Tensor, cotangents: Tensor) -> Tensor:
     """``cotangents^T J``: (k, n) in float64 on the CPU, vmapped where that works."""
 
     def pull(cotangent: Tensor, batched: bool) -> Tensor:

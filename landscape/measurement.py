@@ -176,8 +176,9 @@ class Measurement(ABC):
         n_matvecs: int,
         warnings: Sequence[str],
         n_forward: int | None = None,
+        n_gradient: int | None = None,
     ) -> RunInfo:
-        """The record of a finished run; the risk's own forward passes where none are given."""
+        """The record of a finished run; the risk's own passes and gradients where not given."""
         notes = list(warnings)
         if self.checkpoint is not None and self.checkpoint.unsafe_pickle:
             notes.append("the checkpoint was loaded with --unsafe-pickle")
@@ -206,7 +207,7 @@ class Measurement(ABC):
             wall_seconds=watch.seconds,
             n_matvecs=n_matvecs,
             n_forward=int(risk.n_forward) if n_forward is None else n_forward,
-            n_gradient=int(risk.n_gradient),
+            n_gradient=int(risk.n_gradient) if n_gradient is None else n_gradient,
             warnings=tuple(notes),
         )
 

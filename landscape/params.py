@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -91,3 +92,18 @@ class ParameterSpace:
         with torch.no_grad():
             for parameter, part in zip(self.parameters, self.split(vector), strict=True):
                 parameter.copy_(part)
+
+    @contextlib.contextmanager
+    def placed(self, vector: Tensor) -> Iterator[None]:
+        """Let the model have a flat vector's values for a while, in other memory than its own.
+
+        Graphs that hold the model's own values stay valid.
+        """
+        own = [parameter.data for parameter in self.parameters]
+        try:
+            for parameter, part in zip(self.parameters, self.split(vector), strict=True):
+                parameter.data = part
+            yield
+        finally:
+            for parameter, data in zip(self.parameters, own, strict=True):
+                parameter.data = data

@@ -1,4 +1,4 @@
-"""Unfinished state: finished units of work beside the result file, flushed on a time interval."""
+"""Unfinished state: finished units of work beside the result file, flushed every now and then."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from landscape.store import SCHEMA, atomic_h5, open_untrusted, remove_stale
 __all__ = ["MemoryUnits", "PartialFile"]
 
 Unit = Mapping[str, Any]
+
+_SOONEST = 1.0  # Seconds between flushes.
+_SHARE = 20.0  # Time between flushes over the time that one takes.
 
 
 class MemoryUnits:
@@ -48,7 +51,8 @@ class PartialFile(MemoryUnits):
     Args:
         result: path of the result file.
         key: the run key; state of another key is ignored.
-        interval: seconds between flushes.
+        interval: most seconds between flushes. There are more while they are quick: one second
+            apart, or twenty times what the last one took.
     """
 
     def __init__(self, result: Path, key: str, *, interval: float = 30.0) -> None:
@@ -59,6 +63,7 @@ class PartialFile(MemoryUnits):
         self.n_resumed = 0
         self._changed = False
         self._last = time.monotonic()
+        self._cost = 0.0
         if result.parent.is_dir():
             remove_stale(result)
             remove_stale(self.path)
@@ -99,12 +104,14 @@ class PartialFile(MemoryUnits):
 
     def due(self) -> bool:
         """Whether the interval since the last flush has passed."""
-        return time.monotonic() - self._last >= self.interval
+        wait = min(self.interval, max(_SOONEST, _SHARE * self._cost))
+        return time.monotonic() - self._last >= wait
 
     def flush(self) -> None:
         """Write all units now, if anything changed."""
         if not self._changed:
             return
+        began = time.monotonic()
         with atomic_h5(self.path) as file:
             file.attrs["schema"] = SCHEMA
             file.attrs["key"] = self.key
@@ -114,6 +121,7 @@ class PartialFile(MemoryUnits):
                 _write_unit(units.create_group(name), unit)
         self._changed = False
         self._last = time.monotonic()
+        self._cost = self._last - began
 
     def remove(self) -> None:
         """Delete the partial file: its result is complete."""

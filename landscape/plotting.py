@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["BLUE", "ORANGE", "hessian_figure", "plain", "plot_results", "step_colours", "title"]
 
 _FORMATS = (".png", ".pdf", ".svg")
+_DIGITS = 6  # Of positions in a figure.
 _FLOOR = 1e-2  # Smallest expected number of eigenvalues per bandwidth that is drawn.
 _STYLE: Any = {
     "font.size": 9,
@@ -61,6 +62,7 @@ def plot_results(files: Sequence[Path], target: Path) -> None:
         )
     with matplotlib.rc_context(_STYLE):
         figure = _figure(files)
+        _settle(figure)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # A figure is a function of its results: no date in the file.
@@ -68,6 +70,26 @@ def plot_results(files: Sequence[Path], target: Path) -> None:
             figure.savefig(target, dpi=200, metadata=dated.get(target.suffix.lower()))
         except OSError as error:
             raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _settle(figure: Figure) -> None:
+    """Lay out parts of a figure, to digits that are the same every time.
+
+    The solver behind nested layouts rounds by the order in which it happens to meet them.
+    """
+    if not figure.subfigs:
+        return
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    parts: list[Any] = [*figure.subfigs]
+    for part in parts:
+        parts += part.subfigs
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(_DIGITS))
+        for text in part.texts:
+            text.set_position(np.round(text.get_position(), _DIGITS))
+    for axes in figure.axes:
+        left, bottom, width, height = np.round(axes.get_position().bounds, _DIGITS)
+        axes.set_position((left, bottom, width, height))
 
 
 def _figure(files: Sequence[Path]) -> Figure:

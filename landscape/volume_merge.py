@@ -26,7 +26,7 @@ def merge_volumes(
     """One result from results of different rays of the same run.
 
     Its rays and estimates are those of one run of that many samples: ``radial`` is estimated from
-    all rays, what other methods found is the same in every shard.
+    all rays, what other methods found is the same in every shard. ``anneal`` may be in some only.
 
     Args:
         results: shards of one run (``--shard I/M``), in any order.
@@ -40,7 +40,7 @@ def merge_volumes(
         raise UsageError("no result to merge; expected shards of one run of landscape volume")
     names = [r.info.checkpoint for r in results] if sources is None else list(sources)
     shards, rays = _shards(results, names)
-    first = shards[0]
+    first = next((shard for shard in shards if "anneal" in shard.estimates), shards[0])
     merged = _merged_rays(rays)
     error = max(float(shard.info.config.get("error", 0.0)) for shard in shards)
     path = first.estimates["radial"].path
@@ -67,8 +67,10 @@ def _shards(
                 f"{name} is a result of landscape {result.info.command} without rays; expected "
                 "shards of one run of landscape volume (--shard I/M). Leave it out"
             )
-        if shards:
-            _require_same_run(shards[0], names[0], result, name)
+        for other, one in zip(names, shards, strict=False):
+            # Any two that know it must agree on what only some have.
+            if one is shards[0] or "anneal" in one.estimates:
+                _require_same_run(one, other, result, name)
         for index in result.rays.index.tolist():
             if index in owner:
                 raise UsageError(
@@ -90,6 +92,8 @@ def _require_same_run(first: VolumeResult, other: str, result: VolumeResult, nam
         )
     for method, found in first.estimates.items():
         same = result.estimates.get(method)
+        if same is None and method == "anneal":
+            continue
         if same is None or not np.array_equal(same.cutoff, found.cutoff):
             raise UsageError(
                 f"{method} has other cutoffs in {other} than in {name}, or is missing, though "
@@ -100,6 +104,8 @@ def _require_same_run(first: VolumeResult, other: str, result: VolumeResult, nam
             raise UsageError(
                 f"{method} differs between {other} and {name}; expected the same in every shard. "
                 "Measure all shards with the same --probes, --error and --budget"
+                + ", or anneal by itself, without --shard"
+                * (method == "anneal")
             )
 
 

@@ -15,10 +15,11 @@ from landscape.volume_series import VolumeSeries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 __all__ = [
     "CLASS_COLOURS",
+    "PURPLE",
     "UNCLIPPED",
     "cutoff_panels",
     "directions_panel",
@@ -31,7 +32,7 @@ __all__ = [
     "volume_figure",
 ]
 
-_GREEN, _PURPLE, _GREY = "#009e73", "#cc79a7", "0.45"
+_GREEN, PURPLE, _GREY = "#009e73", "#cc79a7", "0.45"
 CLASS_COLOURS = (ORANGE, BLUE, _GREEN)
 _METHOD_COLOURS = {"quadratic": BLUE, "radial": ORANGE, "anneal": _GREEN}
 _BORDERS = (0.1, 2.0)  # Between the classes.
@@ -39,6 +40,7 @@ _LABELS = (f"steep (< {_BORDERS[0]:g})", "intermediate", f"flat (> {_BORDERS[1]:
 _WIDEST = 1e3  # Largest ratio that is drawn: beyond it is rounding noise of exact zeros.
 _STYLES = ("-", "--", ":")  # Of methods, where colours tell the steps apart.
 UNCLIPPED: Mapping[str, Any] = {"clip_on": False, "in_layout": False}
+_ANNEALED = 6.0  # Height of the panels of an annealed result.
 _LONG = 60  # Directions from which their axis is logarithmic.
 
 FloatArray = NDArray[np.float64]
@@ -51,7 +53,7 @@ def middle(cutoff: FloatArray) -> int:
 
 def method_colour(name: str) -> str:
     """The colour of a method."""
-    return _METHOD_COLOURS.get(name, _PURPLE)
+    return _METHOD_COLOURS.get(name, PURPLE)
 
 
 def unit_of(config: Any) -> str:
@@ -62,6 +64,8 @@ def unit_of(config: Any) -> str:
 def volume_figure(result: VolumeResult, series: VolumeSeries) -> Figure:
     """Directions (left, where known), log V and effective dimension against the cutoff (right).
 
+    Below them what an annealed log-volume rests on, where there is one.
+
     Args:
         result: of one checkpoint.
         series: the same as a series of one row.
@@ -69,18 +73,30 @@ def volume_figure(result: VolumeResult, series: VolumeSeries) -> Figure:
     from matplotlib.figure import Figure
 
     wide, single = result.directions is not None, len(series.cutoff) == 1
+    annealed = result.annealing is not None
     rows = 2 if has_dimension(series) and not single else 1
-    size = (7.2 if wide else 4.2, 5.2 if wide or rows == 2 else 3.6)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.add_gridspec(rows, 2 if wide else 1)
+    beside = annealed and not wide  # Over panels that are twice as wide.
+    width = 7.2 if wide or annealed else 4.2
+    height = 5.2 if wide or (rows == 2 and not beside) else 3.6
+    figure = Figure(figsize=(width, height + _ANNEALED * annealed), layout="constrained")
+    upper: FigureBase = figure
+    if annealed:
+        from landscape.anneal_plot import anneal_panels
+
+        parts: Any = figure.subfigures(2, height_ratios=(height, _ANNEALED))
+        upper, lower = parts
+        anneal_panels(lower, result)
+    grid = upper.add_gridspec(1, rows) if beside else upper.add_gridspec(rows, 1 + wide)
     if result.directions is not None:
-        directions_panel(figure.add_subplot(grid[:, 0]), result.directions, unit_of(series.config))
-    first = figure.add_subplot(grid[0, -1])
-    panels = [first, *(figure.add_subplot(grid[row, -1], sharex=first) for row in range(1, rows))]
+        directions_panel(upper.add_subplot(grid[:, 0]), result.directions, unit_of(series.config))
+    places = [grid[0, row] if beside else grid[row, -1] for row in range(rows)]
+    first = upper.add_subplot(places[0])
+    panels = [first, *(upper.add_subplot(place, sharex=first) for place in places[1:])]
     if single:
         _points(first, series)
     else:
         cutoff_panels(panels, series)
+        first.set_xlabel(panels[-1].get_xlabel() if beside else "")
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,12 @@ from landscape.volume.options import VolumeOptions
 from landscape.volume.quadratic_job import quadratic_job
 from landscape.volume.radial_job import radial_job
 from landscape.volume.records import VolumeEstimate, VolumeResult
+from landscape.volume_anneal import (
+    anneal_checkpoint,
+    anneal_limit,
+    left_out,
+    timed_gradient,
+)
 
 __all__ = ["VolumeRun", "log_volume"]
 
@@ -126,13 +133,14 @@ class VolumeRun(Measurement):
             "steps": options.steps if lanczos else None,
             "tether": options.tether,
             "directions": options.directions,
+            "chains": options.chains if "anneal" in options.chosen else None,
         }
 
     @property
     def _needs_curvature(self) -> bool:
         options = self.options
         tilted = options.directions == "tilted" and options.prior == "gaussian"
-        return "quadratic" in options.chosen or tilted
+        return "quadratic" in options.chosen or ("radial" in options.chosen and tilted)
 
     def prior(self, space: ParameterSpace, anchor: Tensor) -> GaussianPrior | UniformPrior:
         """The prior that the options name, for the selected parameters with values (n,).
@@ -188,7 +196,7 @@ class VolumeRun(Measurement):
         work: dict[str, Any] = {"units": units, "stop": stop, "progress": tick}
         estimates: dict[str, VolumeEstimate] = {}
         warnings = [*self.notes, *prior.notes]
-        proposal = directions = rays = None
+        proposal = directions = rays = model = found = None
         whole, n_matvecs = True, 0
         tilted = operator is not None and options.directions == "tilted"
         if operator is not None:
@@ -229,12 +237,41 @@ class VolumeRun(Measurement):
             estimates["radial"], rays = radial.estimate, radial.rays
             warnings += radial.warnings
             whole = whole and radial.whole
+        annealing, annealed_cut, n_gradient = None, False, int(risk.n_gradient)
+        # Shards share out the rays of one run; auto leaves the rest to it.
+        if "anneal" in options.chosen and options.shard is None:
+            bare = timed_gradient(risk)
+            explicit = "anneal" in options.methods
+            tilt = math.nan if found is None else _smallest_tilt(found.estimate)
+            note = None if explicit else left_out(directions, tilt, options, bare)
+            if note is not None:
+                warnings.append(note)
+            else:
+                annealed = anneal_checkpoint(
+                    excess,
+                    prior,
+                    task=self.resolved.task,
+                    data=self.data,
+                    settings=settings,
+                    options=options,
+                    curved=model,
+                    limit=anneal_limit(settings, explicit=explicit),
+                    bare=bare,
+                    **work,
+                )
+                annealing = annealed.annealing
+                warnings += annealed.warnings
+                # What auto spends on it at most is no budget of the user's.
+                annealed_cut = not annealed.whole and (explicit or stop())
+                whole = whole and not annealed_cut
+                estimates["anneal"] = annealed.estimate
         # Of an earlier, interrupted run too.
         n_forward = int(risk.n_forward) - excess.n_forward
         n_forward += 0 if rays is None else int(rays.evaluations.sum())
         if excess.fallback is not None:
             warnings.append(f"points are evaluated one by one: {excess.fallback}")
-        cut = stop() and not whole
+        # Gradients are a budget too, which only annealing looks at.
+        cut = not whole and (stop() or annealed_cut)
         if cut:
             warnings.append(BUDGET_SPENT)
         info = self.info(
@@ -251,6 +288,7 @@ class VolumeRun(Measurement):
             watch=watch,
             n_matvecs=n_matvecs,
             n_forward=n_forward,
+            n_gradient=n_gradient + (0 if annealing is None else annealing.n_gradients),
             warnings=warnings,
         )
         return VolumeResult(
@@ -258,9 +296,15 @@ class VolumeRun(Measurement):
             estimates=estimates,
             directions=directions,
             rays=rays,
+            annealing=annealing,
             prior=prior_table(prior, risk.space, weights),
             indices=self.indices,
         )
+
+
+def _smallest_tilt(estimate: VolumeEstimate) -> float:
+    """The quadratic model's tilt at the smallest cutoff."""
+    return float(estimate.tilt[estimate.cutoff.argmin()])
 
 
 def _excess_at(excess: ExcessLoss, prior: GaussianPrior | UniformPrior, z: Tensor) -> Tensor:

@@ -70,14 +70,15 @@ def _depth(result: VolumeResult) -> tuple[Any, ...]:
     return (
         result.info.status == "complete",
         result.info.config.get("shard") is None,
-        sum(int(found.n_samples.min(initial=0)) for found in result.estimates.values()),
+        sum(int(found.n_samples.max(initial=0)) for found in result.estimates.values()),
     )
 
 
 _RULES = Rules(
     must={
         **MUST,
-        "the methods (--method)": lambda r: sorted(r.estimates),
+        # --method auto anneals only where it is cheap.
+        "the methods (--method)": lambda r: sorted({*r.estimates} - {"anneal"}),
         "the cutoffs (--cutoff)": _cutoffs,
         "the prior (--prior)": option("prior"),
         "the prior's mean (--mean)": option("mean"),
@@ -88,7 +89,12 @@ _RULES = Rules(
         "the tether (--tether)": option("tether"),
         "the curvature (--curvature)": option("curvature"),
     },
-    may={**MAY, "--exact": option("route"), "--directions": option("directions")},
+    may={
+        **MAY,
+        "--exact": option("route"),
+        "--directions": option("directions"),
+        "--method anneal": lambda r: "a value" if "anneal" in r.estimates else "none",
+    },
     depth=_depth,
 )
 
@@ -113,7 +119,7 @@ def collect_volumes(results: Sequence[VolumeResult], names: Sequence[str]) -> Vo
         **{name: value for name, value in rows.items() if name != "notices"},
         cutoff=np.array(_cutoffs(chosen[0])),
         n_forward=np.array([r.info.n_forward for r in chosen], dtype=np.int64),
-        methods={name: _method(name, chosen) for name in chosen[0].estimates},
+        methods={name: _method(name, chosen) for name in _names(chosen)},
         counts=counts,
         nats=nats,
         warnings=tuple(warnings),
@@ -133,13 +139,23 @@ def _unmerged(results: Sequence[VolumeResult], names: Sequence[str]) -> list[str
     return found
 
 
+def _names(results: Sequence[VolumeResult]) -> list[str]:
+    """The methods of all results, in the order of the first; what only some have comes last."""
+    return list(dict.fromkeys(name for result in results for name in result.estimates))
+
+
 def _method(name: str, results: Sequence[VolumeResult]) -> MethodSeries:
-    found = [result.estimates[name] for result in results]
-    arrays = {
-        field.name: np.stack([getattr(estimate, field.name) for estimate in found])
-        for field in fields(MethodSeries)
-        if field.name != "method_name"
-    }
+    found = [result.estimates.get(name) for result in results]
+    (first, *_) = [estimate for estimate in found if estimate is not None]
+    arrays = {}
+    for field in fields(MethodSeries):
+        if field.name == "method_name":
+            continue
+        values = getattr(first, field.name)
+        # No value where a result has none: NaN, of no samples and no bound.
+        none = np.full_like(values, np.nan if values.dtype.kind == "f" else 0)
+        rows = [none if e is None else getattr(e, field.name) for e in found]
+        arrays[field.name] = np.stack(rows)
     return MethodSeries(method_name=name, **arrays)
 
 

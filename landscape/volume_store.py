@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from landscape.anneal_store import read_annealing, write_annealing
 from landscape.results import Result, RunInfo
 from landscape.store import (
     group_at,
@@ -54,6 +55,8 @@ def write_volume(file: h5py.File, result: Result) -> None:
             values = getattr(result.directions, name)
             axes = ("direction",) if values.ndim == 1 else ("cutoff", "direction")
             write_array(group, _stored(name), values, axes)
+    if result.annealing is not None:
+        write_annealing(file, result.annealing, result.estimates["anneal"].cutoff)
     group = group_at(file, "prior")
     group.create_dataset("name", data=[n.encode() for n in result.prior.names]).make_scale("name")
     for name in _TABLE:
@@ -89,6 +92,11 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
         values = {f.name: read_shaped(node, f.name, shape) for f in dataclasses.fields(Rays)[2:]}
         rays = Rays(cutoff=cutoff, index=index, **values)
     directions = _directions(file["directions"]) if "directions" in file else None
+    annealing = None
+    if "anneal" in file:
+        if "anneal" not in estimates:
+            raise ValueError("anneal: it has no estimate")
+        annealing = read_annealing(file["anneal"], estimates["anneal"].cutoff)
     cutoffs = [estimate.cutoff for estimate in estimates.values()]
     cutoffs += [] if directions is None else [directions.cutoff]
     if any(not np.array_equal(one, cutoffs[0]) for one in cutoffs):
@@ -99,6 +107,7 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
         estimates=estimates,
         rays=rays,
         directions=directions,
+        annealing=annealing,
         prior=_table(file["prior"]),
     )
 

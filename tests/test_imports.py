@@ -44,14 +44,17 @@ LAYERS = [
     {"sums", "quadratic_form"},
     {"density", "trace", "spectrum", "checks", "settings"},
     {"log_density", "agreement", "series_records"},
-    {"priors", "prior_options", "volume"},
-    {"hessian", "volume_series", "series", "store", "volume_store"},
+    {"priors", "prior_options", "volume", "flat"},
+    {"hessian", "volume_series", "series", "store", "volume_store", "anneal_store"},
     {"partial", "series_store", "volume_series_store", "step_axis", "volume_merge"},
-    {"plotting", "series_plot", "volume_plot", "volume_series_plot", "measurement"},
+    {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "measurement"},
+    {"volume_anneal"},
     {"runs", "volume_runs"},
 ]
 # These read and write files or draw; all others are numerics.
 OUTER = {
+    "anneal_plot",
+    "anneal_store",
     "store",
     "partial",
     "plotting",
@@ -155,9 +158,11 @@ def test_figures_need_no_torch():
     light = {"errors", "results", "smoothing", "store", "text", "log_density", "agreement"}
     light |= {"series", "series_records", "series_store", "series_plot", "step_axis", "plotting"}
     light |= {"volume_plot", "volume_series", "volume_series_plot", "volume_series_store"}
-    light |= {"volume_store", "volume"}
-    paths = [LIBRARY / f"{name}.py" for name in light - {"volume"}]
-    for path in (*paths, LIBRARY / "volume" / "records.py"):
+    light |= {"volume_store", "anneal_plot", "anneal_store", "volume", "flat"}
+    paths = [LIBRARY / f"{name}.py" for name in light - {"volume", "flat"}]
+    records = ("records", "anneal_records", "anneal_summary", "islands", "weights")
+    paths += [LIBRARY / "volume" / f"{name}.py" for name in records]
+    for path in (*paths, LIBRARY / "flat" / "records.py"):
         assert own(path) <= light, path
         assert "torch" not in roots(path), path
 

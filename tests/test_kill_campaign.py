@@ -17,6 +17,7 @@ from landscape.store import load
 from landscape.training import train
 
 PROVENANCE = {"argv", "started", "finished", "wall_seconds"}
+CLOCKS = {"gradient_seconds", "bare_seconds"}
 
 
 def command(checkpoint: Path, out: Path, method: str) -> list[str]:
@@ -38,6 +39,13 @@ def command(checkpoint: Path, out: Path, method: str) -> list[str]:
             ),
             *("--cutoff", "0.001,0.1", "--flush-seconds", "0.1", "-o", str(out)),
         ]
+    if method == "anneal":
+        return [
+            *(sys.executable, "-m", "landscape_cli", "volume", str(checkpoint)),
+            *("--task", "digits-mlp", "--set", "width=8", "--examples", "60"),
+            *("--method", "anneal", "--params", "2.*", "--cutoff", "0.1,0.3", "--error", "2"),
+            *("--flush-seconds", "0.1", "-o", str(out)),
+        ]
     budget = ["--bottom", "1", "--steps", "40", "--probes", "6"]
     return [
         *(sys.executable, "-m", "landscape_cli", "hessian", str(checkpoint)),
@@ -55,7 +63,7 @@ def contents(path: Path) -> dict[str, object]:
 
         def visit(name: str, node: h5py.HLObject) -> None:
             for key, value in node.attrs.items():
-                if key not in {"DIMENSION_LIST", "REFERENCE_LIST"}:
+                if key not in {"DIMENSION_LIST", "REFERENCE_LIST"} | CLOCKS:
                     found[f"{name}@{key}"] = value
             if isinstance(node, h5py.Dataset):
                 found[name] = node[()]
@@ -66,7 +74,9 @@ def contents(path: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "kills"), [("lanczos", 20), ("exact", 6), ("volume", 8)])
+@pytest.mark.parametrize(
+    ("method", "kills"), [("lanczos", 20), ("exact", 6), ("volume", 8), ("anneal", 20)]
+)
 def test_killed_runs_resume_to_the_same_numbers(tmp_path, method, kills):
     checkpoint = train("digits-mlp", {"width": 8}, steps=100, checkpoints=1, out=tmp_path / "runs")[
         -1

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from annealings import annealed_result
 from volumes import CUTOFFS, rays, volume_result
 
 from landscape.errors import UsageError
@@ -101,6 +102,44 @@ def test_what_is_not_of_one_run_is_refused(other, named):
     with pytest.raises(UsageError, match=named) as caught:
         merge_volumes([volume_result(), other], sources=["a.h5", "b.h5"])
     assert "b.h5" in str(caught.value)
+
+
+def annealed_shards(*annealed: bool, shift: float = 0.0):
+    """Shards of one run, some annealed, the last of them with another value."""
+    found = []
+    for i, anneals in enumerate(annealed):
+        options = {"index": np.arange(i, COUNT, len(annealed)), "methods": ("quadratic", "radial")}
+        options["config"] = {"shard": [i + 1, len(annealed)], "samples": COUNT}
+        found.append(annealed_result(**options) if anneals else volume_result(**options))
+    estimates = dict(found[-1].estimates)
+    if "anneal" in estimates:
+        value = estimates["anneal"].log_volume + shift
+        estimates["anneal"] = dataclasses.replace(estimates["anneal"], log_volume=value)
+    found[-1] = dataclasses.replace(found[-1], estimates=estimates)
+    return found
+
+
+@pytest.mark.parametrize(
+    "annealed", [(True, True), (True, False), (False, True), (False, True, True)], ids=str
+)
+def test_what_was_annealed_is_kept(annealed):
+    merged = merge_volumes(annealed_shards(*annealed, shift=1e-6))
+    assert set(merged.estimates) == {"quadratic", "radial", "anneal"}
+    assert merged.annealing.converged
+    equal(merged.rays, rays(CUTOFFS, np.arange(COUNT)))
+
+
+@pytest.mark.parametrize("annealed", [(True, True), (False, True, True)], ids=str)
+def test_different_annealed_values_are_refused(annealed):
+    parts = annealed_shards(*annealed, shift=0.5)
+    for order in (parts, parts[::-1]):
+        with pytest.raises(UsageError, match=r"anneal differs .* by itself, without --shard"):
+            merge_volumes(order)
+
+
+def test_annealed_results_alone_are_no_shards():
+    with pytest.raises(UsageError, match="without rays"):
+        merge_volumes([annealed_result(), annealed_result()])
 
 
 def test_rounding_between_machines_is_no_difference():

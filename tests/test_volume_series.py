@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray
+from annealings import annealed_result
 from volumes import CUTOFFS, volume_result
 
 import landscape
@@ -68,11 +69,65 @@ class TestTable:
             assert series.source[1] == str(1 + [id(o) for o in order].index(id(whole)))
             assert len(series.notices) == 2
 
+    def test_of_two_complete_results_the_one_of_more_rays_is_kept(self):
+        few = volume_result(5)
+        radial = few.estimates["radial"]
+        many = dataclasses.replace(radial, n_samples=radial.n_samples + 96)
+        better = dataclasses.replace(few, estimates={**few.estimates, "radial": many})
+        for order in ([few, better], [better, few]):
+            assert collect(order).methods["radial"].n_samples.tolist() == [[100] * 3]
+
     def test_an_unmerged_shard_is_told(self):
         shard = volume_result(5, config={"shard": [1, 2]})
         (warning,) = collect([volume_result(0), shard], sources=["a.h5", "b.h5"]).warnings
         assert "b.h5 holds the rays of shard 1/2 only" in warning
         assert "--merge" in warning
+
+
+class TestAnneal:
+    """``--method auto`` anneals only where that is cheap: some results have a value, some none."""
+
+    def mixed(self):
+        return [
+            volume_result(0, methods=("quadratic",)),
+            annealed_result(1),
+            annealed_result(2, converged=False),
+        ]
+
+    def test_none_is_nan(self):
+        series = collect(self.mixed())
+        assert list(series.methods) == ["quadratic", "anneal"]
+        method = series.methods["anneal"]
+        for field in dataclasses.fields(MethodSeries)[1:]:
+            values = getattr(method, field.name)
+            assert values.shape == (3, 3), field.name
+            assert values.dtype == getattr(series.methods["quadratic"], field.name).dtype
+        assert np.isnan(method.log_volume).tolist() == [[True] * 3, [False] * 3, [False] * 3]
+        assert np.isnan(method.upper[0]).all()
+        assert np.isposinf(method.upper[2]).all()
+        assert method.lower_bound.tolist() == [[False] * 3, [False] * 3, [True] * 3]
+        assert method.n_samples[:, 0].tolist() == [0, 8, 8]
+        assert np.isfinite(series.methods["quadratic"].log_volume).all()
+
+    def test_it_is_told(self):
+        (warning,) = collect(self.mixed()).warnings
+        assert warning.startswith("--method anneal differs between results")
+        assert collect(self.mixed()[1:]).warnings == ()
+
+    def test_round_trip(self, tmp_path):
+        series = collect(self.mixed())
+        save_series(tmp_path / "s.h5", series)
+        assert content(load_series(tmp_path / "s.h5")) == content(series)
+
+    def test_other_methods_must_agree_all_the_same(self):
+        for other in (annealed_result(1, methods=()), annealed_result(1, methods=("radial",))):
+            with pytest.raises(UsageError, match="--method"):
+                collect([volume_result(0, methods=("quadratic",)), other])
+
+    def test_of_two_results_the_one_that_was_annealed_is_kept(self):
+        without = volume_result(1, methods=("quadratic",))
+        for order in ([without, annealed_result(1)], [annealed_result(1), without]):
+            assert "anneal" in collect(order).methods
 
 
 class TestRefusal:

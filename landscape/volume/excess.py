@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from landscape.errors import NotFiniteError, TaskError, TerminatedError, UsageError
 from landscape.risk import Risk
 
-__all__ = ["ExcessLoss"]
+__all__ = ["ExcessLoss", "one_line"]
 
 # Bytes of the largest tensor of a chunk: beyond a processor's cache chunks lose.
 _ALLOWANCE_CPU, _ALLOWANCE_DEVICE = 8 << 20, 1 << 30
@@ -44,6 +44,7 @@ class ExcessLoss:
             1 where fewer than 8 do. It changes values by rounding at most.
 
     Attributes:
+        base: L(w*), or 0 for ``behaviour``: what is subtracted.
         chunk: points evaluated together.
         fallback: None, or in one line why points are not evaluated together.
         n_forward: forward passes over the whole data set so far: one for each point, one for the
@@ -79,7 +80,7 @@ class ExcessLoss:
         self._checked = False
         with torch.no_grad(), _LargestTensor() as largest:
             loss = self._here()
-        self._base = 0.0 if risk.loss_kind == "behaviour" else loss
+        self.base: float = 0.0 if risk.loss_kind == "behaviour" else loss
         if chunk is None:
             on_cpu = risk.device.type == "cpu"
             fit = (_ALLOWANCE_CPU if on_cpu else _ALLOWANCE_DEVICE) // max(largest.bytes, 1)
@@ -100,7 +101,7 @@ class ExcessLoss:
             )
         points = points.detach().to(self.anchor)
         with torch.no_grad():
-            return self._losses(points) - self._base
+            return self._losses(points) - self.base
 
     def anchor_excess(self) -> float:
         """The excess loss at w* itself, by the same code as at any point: 0 up to rounding."""
@@ -118,7 +119,7 @@ class ExcessLoss:
             TaskError: it is larger, as for a divergence that is not zero between equal outputs.
         """
         if tolerance is None:
-            tolerance = math.sqrt(torch.finfo(self.risk.dtype).eps) * max(1.0, abs(self._base))
+            tolerance = math.sqrt(torch.finfo(self.risk.dtype).eps) * max(1.0, abs(self.base))
         value = self.anchor_excess()
         if not math.isfinite(value):
             raise NotFiniteError(
@@ -145,18 +146,19 @@ class ExcessLoss:
             except TerminatedError:
                 raise
             except Exception as error:  # Whatever vmap cannot do, one point at a time can.
-                self.fallback = _one_line(error)
+                self.fallback = one_line(error)
         return self._one_by_one(points)
 
     def _together(self, points: Tensor) -> Tensor:
         """Losses at a chunk of points."""
         losses = torch.zeros(len(points), dtype=torch.float64)
         for index in range(self.risk.n_batches):
-            losses += vmap(self._share, in_dims=(0, None))(points, index).cpu().double()
+            losses += vmap(self.share, in_dims=(0, None))(points, index).cpu().double()
         self._count(len(points))
         return losses
 
-    def _share(self, point: Tensor, index: int) -> Tensor:
+    def share(self, point: Tensor, index: int) -> Tensor:
+        """Micro-batch ``index``'s share of L at a point (n,), for functional transforms."""
         space = self.risk.space
         named = zip(space.names, space.split(point), strict=True)
         share: Tensor = functional_call(
@@ -180,18 +182,10 @@ class ExcessLoss:
 
     def _one_by_one(self, points: Tensor) -> Tensor:
         """Losses at points assigned to the model one after the other."""
-        space = self.risk.space
-        # Other memory, not other values in place: graphs that hold the parameters stay valid.
-        own = [parameter.data for parameter in space.parameters]
         losses = torch.zeros(len(points), dtype=torch.float64)
-        try:
-            for position, point in enumerate(points):
-                for parameter, part in zip(space.parameters, space.split(point), strict=True):
-                    parameter.data = part
+        for position, point in enumerate(points):
+            with self.risk.space.placed(point):
                 losses[position] = self._here()
-        finally:
-            for parameter, data in zip(space.parameters, own, strict=True):
-                parameter.data = data
         return losses
 
     def _here(self) -> float:
@@ -231,7 +225,8 @@ class _LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, for a notice."""
     cause = error.__cause__ or error
     text = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
     return f"{type(cause).__name__}: {text}"[:200]

@@ -12,7 +12,7 @@ from landscape.errors import UsageError
 
 __all__ = ["METHODS", "VolumeOptions", "parse_cutoffs", "parse_shard"]
 
-METHODS = ("quadratic", "radial")
+METHODS = ("quadratic", "radial", "anneal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class VolumeOptions:
         uniform: ``box`` or ``ball``, of a uniform prior only.
         half_width: half-width of the box or radius of the ball.
         cutoffs: largest excess losses, each a volume of its own.
-        methods: ``quadratic``, ``radial``; or ``auto``, every method that the prior allows.
+        methods: ``quadratic``, ``radial``, ``anneal``; or ``auto``, every method that the prior
+            allows, but ``anneal`` only where it takes few gradients.
         curvature: ``ggn``, ``hessian``, or ``auto``: the GGN for ``behaviour``, whose Hessian it is
             at the anchor, else the Hessian.
         exact: ``exact`` builds the curvature matrix or its factor, ``lanczos`` never does, ``auto``
@@ -36,6 +37,7 @@ class VolumeOptions:
         steps: Lanczos steps per probe there.
         probes: probes there, at least.
         samples: rays.
+        chains: particles of a run of ``anneal``, in islands of 8.
         error: add probes and rays until the standard error is at most so many nats.
         tether: largest distance from the anchor in prior standard deviations (rms over
             coordinates); none where None.
@@ -56,6 +58,7 @@ class VolumeOptions:
     steps: int = 40
     probes: int = 10
     samples: int = 200
+    chains: int = 64
     error: float = 1.0
     tether: float | None = None
     directions: Literal["tilted", "symmetric"] = "tilted"
@@ -84,9 +87,21 @@ class VolumeOptions:
         ):
             if number < least:
                 raise UsageError(f"--{name} {number}: expected a whole number of at least {least}")
+        if self.chains % 8 or self.chains < 32:
+            raise UsageError(f"--chains {self.chains}: expected a multiple of 8, at least 32")
         for name, size in (("error", self.error), ("tether", self.tether)):
             if size is not None and not 0 < size < math.inf:
                 raise UsageError(f"--{name} {size}: expected a positive number")
+        if self.shard is not None and "anneal" in self.methods:
+            raise UsageError(
+                "--shard with --method anneal: shards share out rays; expected --method radial. "
+                "Run anneal by itself: it goes on with a larger --budget"
+            )
+        if self.prior == "uniform" and "anneal" in self.methods:
+            raise UsageError(
+                "--method anneal with --prior uniform: its path starts at a Gaussian prior; "
+                "expected one. Use --method radial"
+            )
         if self.prior == "uniform" and "quadratic" in self.methods:
             raise UsageError(
                 "--method quadratic with --prior uniform: the tilted law has no mass to compare "
@@ -103,8 +118,9 @@ class VolumeOptions:
         """The methods, ``auto`` resolved."""
         if "auto" not in self.methods:
             return tuple(name for name in METHODS if name in self.methods)
-        whole = self.prior == "gaussian" and self.tether is None
-        return METHODS if whole else ("radial",)
+        if self.prior == "uniform":
+            return ("radial",)
+        return METHODS if self.tether is None else ("radial", "anneal")
 
 
 def check_cutoffs(cutoffs: tuple[float, ...]) -> None:

@@ -12,8 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscape.results import Result
+from landscape.volume.anneal_records import Annealing
 
-__all__ = ["CLASSES", "Directions", "PriorTable", "Rays", "VolumeEstimate", "VolumeResult"]
+__all__ = [
+    "CLASSES",
+    "Directions",
+    "PriorTable",
+    "Rays",
+    "VolumeEstimate",
+    "VolumeResult",
+]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -167,6 +175,7 @@ class VolumeResult(Result):
         estimates: log-volumes by method.
         directions: the table of directions, where ``quadratic`` or tilted rays were asked for.
         rays: the rays, where ``radial`` was.
+        annealing: what ``anneal`` rests on, where it was.
         prior: the prior.
     """
 
@@ -174,3 +183,22 @@ class VolumeResult(Result):
     prior: PriorTable
     directions: Directions | None = None
     rays: Rays | None = None
+    annealing: Annealing | None = None
+
+    def anharmonicity(self) -> tuple[FloatArray, FloatArray] | None:
+        """``anneal`` less ``quadratic``, and its standard error, in nats, each (c,).
+
+        NaN where either is only a lower bound. None unless both are known of the whole region and
+        ``anneal`` converged: what is not believed has no difference.
+        """
+        if not {"quadratic", "anneal"} <= set(self.estimates) or self.annealing is None:
+            return None
+        if not self.annealing.converged or self.annealing.radius < np.inf:
+            return None
+        one, two = self.estimates["anneal"], self.estimates["quadratic"]
+        known = ~(one.lower_bound | two.lower_bound)
+        known &= np.isfinite(one.log_volume) & np.isfinite(two.log_volume)
+        value, error = np.full((2, len(known)), np.nan)
+        value[known] = one.log_volume[known] - two.log_volume[known]
+        error[known] = np.hypot(one.stderr[known], two.stderr[known])
+        return value, error

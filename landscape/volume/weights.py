@@ -6,18 +6,20 @@ Knows nothing of losses or rays.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-__all__ = ["LogMean", "log_mean", "tail_index"]
+__all__ = ["LogMean", "log_mean", "mean_of_estimates", "tail_index"]
 
 FloatArray = NDArray[np.float64]
 
 ENOUGH = 10.0  # Effective weights below which the estimate is only a lower bound.
 EVEN = 0.99  # Part of the weights that are effective above which the tail says nothing.
+FEWEST = 4  # Estimates below which their spread is unknown.
+WIDEST = 6.0  # Variance of log-normal estimates beyond which their mean is out of sight.
 HEAVY = 0.7  # Tail index above which means converge too slowly to be of use.
 
 
@@ -94,6 +96,34 @@ def log_mean(logs: FloatArray) -> LogMean:
         largest_share=float(share.max()),
         tail_index=tail,
     )
+
+
+def mean_of_estimates(logs: FloatArray) -> LogMean:
+    """Log of the mean of a few unbiased estimates, each a product of many nearly even factors.
+
+    Such products are log-normal, so that where :func:`log_mean` has too few to say more than a
+    lower bound, the mean m and the variance v of k logs give ``m + v/2`` with the standard error
+    ``sqrt(v/k + v^2 / (2 (k - 1)))`` and a t-interval, provided that k is at least 4 and v at most
+    6: beyond it the upper tail that carries the mean is out of sight.
+
+    Args:
+        logs: logs of the estimates in nats, -inf allowed, (k,), k >= 1.
+
+    Source: Olsson, Confidence intervals for the mean of a log-normal distribution, J. Stat. Educ.
+    13 (2005), section 4 (Cox's method with t quantiles).
+    """
+    plain = log_mean(logs)
+    count = len(logs)
+    if plain.label == "estimate" or count < FEWEST or not np.isfinite(logs).all():
+        return plain
+    variance = float(logs.var(ddof=1))
+    if variance > WIDEST:
+        return plain
+    value = float(logs.mean()) + variance / 2
+    stderr = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
+    half = float(stats.t.ppf(0.975, count - 1)) * stderr
+    found = {"value": value, "stderr": stderr, "lower": value - half, "upper": value + half}
+    return replace(plain, **found, label="estimate")
 
 
 def _jackknife(share: FloatArray) -> tuple[float, float, float]:

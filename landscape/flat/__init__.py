@@ -1,0 +1,1 @@
+"""How many directions are flat, and why."""

@@ -1,0 +1,194 @@
+"""Whether to believe an annealed volume: what its own runs say against it.
+
+Two independent starts must agree: the ladder, whose particles come from the Gaussian, and the
+outward run, whose particles come from the anchor. Seeds of one start that agree prove nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from landscape.volume.anneal_records import Check
+from landscape.volume.islands import Islands, integrated, squared_distances, volumes
+from landscape.volume.weights import LogMean, mean_of_estimates
+
+__all__ = ["Start", "agree", "checks", "start"]
+
+FloatArray = NDArray[np.float64]
+
+_RHAT = 1.2  # Sixteen independent draws of many chains give up to 1.1.
+_ACCEPTANCE = 0.5
+_DIVERGENT = 0.01
+_STRIDE = (
+    1.2  # Standard deviation of a level's log-weights, in the mean over a tenth of the levels.
+)
+_APART = 0.05  # Relative difference of distances that is no difference.
+_PRECISE = 3.0  # Nats that the difference of the starts must be known to, or the error asked for.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """``log V`` at one radius and cutoff from one start.
+
+    Attributes:
+        volume: with its interval.
+        distance: rms distance of the basin's mass from the anchor, in prior standard deviations.
+        distance_stderr: its standard error.
+        islands: number of islands behind it.
+    """
+
+    volume: LogMean
+    distance: float
+    distance_stderr: float
+    islands: int
+
+
+def start(islands: Islands, mark: int, cutoff: float, *, n: int, radius: float) -> Start:
+    """What one run says at one of its marks.
+
+    Args:
+        islands: the run.
+        mark: number of the mark.
+        cutoff: largest excess loss.
+        n: number of coordinates.
+        radius: R, in prior standard deviations; inf for no limit.
+    """
+    reach = radius * math.sqrt(n)
+    logs = volumes(islands, mark, cutoff, reach)
+    # Of the prior's mass in the basin, the same whatever law the draws are from.
+    squares, known = squared_distances(islands, mark, cutoff, reach) / n, np.isfinite(logs)
+    share = np.zeros(len(logs))
+    if known.any():
+        share[known] = special.softmax(logs[known])
+    mean = float(share[known] @ squares[known]) if known.any() else math.nan
+    count = int(known.sum())
+    gaps = (share[known] ** 2) @ (squares[known] - mean) ** 2
+    spread = math.sqrt(float(gaps) * count / (count - 1)) if count > 1 else math.inf
+    distance = math.sqrt(mean)
+    return Start(
+        volume=mean_of_estimates(logs),
+        distance=distance,
+        distance_stderr=spread / max(2 * distance, 1e-300),
+        islands=len(logs),
+    )
+
+
+def agree(one: Start, two: Start, *, error: float) -> tuple[Check, Check]:
+    """Whether two starts found the same volume, and the same distance.
+
+    Log-volumes must not differ by more than the 99% interval of their difference (Welch's t), nor
+    may that be wider than the error asked for or 3 nats, whichever is larger: what is not known
+    does not agree. Distances must not differ by more than theirs and 5%.
+    """
+    gap = abs(one.volume.value - two.volume.value)
+    spread = _interval(one.volume.stderr, two.volume.stderr, one.islands, two.islands)
+    limit = min(spread, max(_PRECISE, 2 * error))
+    known = one.volume.label == two.volume.label == "estimate"
+    passed = known and gap <= limit and spread <= 2 * max(_PRECISE, 2 * error)
+    apart = abs(one.distance - two.distance)
+    room = _interval(one.distance_stderr, two.distance_stderr, one.islands, two.islands)
+    room += _APART * max(one.distance, two.distance)
+    return (
+        Check(
+            name="log V of both starts differ by",
+            value=gap,
+            limit=limit,
+            at_least=False,
+            passed=passed,
+            remedy="a larger --budget, or a smaller --tether: beyond the radius at which both "
+            "starts agree the value is only a lower bound",
+        ),
+        Check(
+            name="distance of both starts differ by",
+            value=apart,
+            limit=room,
+            at_least=False,
+            passed=apart <= room,
+            remedy="a larger --budget, or a smaller --tether",
+        ),
+    )
+
+
+def _interval(a: float, b: float, islands_a: int, islands_b: int) -> float:
+    """Half the 99% interval of a difference (Welch)."""
+    total = a * a + b * b
+    if not total > 0:
+        return 0.0
+    freedom = total**2 / (a**4 / max(islands_a - 1, 1) + b**4 / max(islands_b - 1, 1))
+    return float(stats.t.ppf(0.995, freedom)) * math.sqrt(total)
+
+
+def checks(name: str, islands: Islands) -> list[Check]:
+    """What one run says about itself.
+
+    Args:
+        name: ``ladder`` or ``outward``.
+        islands: the run.
+    """
+    found = []
+    levels, count = islands.loss.shape
+    acceptance = islands.acceptance[1:].mean(1)
+    more = "a larger --budget"
+    if levels > 1:
+        lowest = float(acceptance.min())
+        found.append(
+            _check(
+                f"{name}: lowest acceptance",
+                lowest,
+                _ACCEPTANCE,
+                True,
+                "--seed or report it: the pilot's step is too large",
+            )
+        )
+        share = float(islands.divergent.mean()) / max(islands.draw_loss.shape[-1], 1)
+        found.append(
+            _check(
+                f"{name}: divergent trajectories",
+                share,
+                _DIVERGENT,
+                False,
+                "--seed or report it: the pilot's step is too large",
+            )
+        )
+        part = max(levels // 10, 1)
+        widest = np.convolve(islands.stride.mean(1), np.full(part, 1 / part), "valid").max()
+        found.append(
+            _check(f"{name}: widest step between levels", float(widest), _STRIDE, False, more)
+        )
+    # Weights and integration see the same particles in two ways.
+    total = integrated(islands)[-1]
+    weighed = mean_of_estimates(islands.log_partition[-1])
+    gap = abs(float(total.mean()) - weighed.value)
+    spread = float(total.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    limit = _interval(spread, weighed.stderr, count, count) + 0.1 * 1.0
+    found.append(_check(f"{name}: weights against integration", gap, limit, False, more))
+    for what, draws in (("excess loss", islands.draw_loss), ("distance", islands.draw_distance)):
+        if draws.shape[1] >= 8 and len(draws):
+            rhat = _rhat(draws[-1])
+            if what == "excess loss":
+                found.append(_check(f"{name}: split R-hat of the {what}", rhat, _RHAT, False, more))
+    return found
+
+
+def _check(name: str, value: float, limit: float, at_least: bool, remedy: str) -> Check:
+    passed = value >= limit if at_least else value <= limit
+    return Check(
+        name=name, value=value, limit=limit, at_least=at_least, passed=bool(passed), remedy=remedy
+    )
+
+
+def _rhat(draws: FloatArray) -> float:
+    """Rank-normalised split R-hat of draws (s, i, p), a chain for each particle."""
+    from arviz_stats.base.array import array_stats
+
+    chains = draws.reshape(len(draws), -1).T
+    if not np.ptp(chains) > 0:
+        return 1.0
+    rhat: Any = array_stats.rhat
+    return float(rhat(chains, chain_axis=0, draw_axis=1))

@@ -1,0 +1,155 @@
+"""Hamiltonian Monte Carlo on many chains at once; knows nothing of networks.
+
+Source: Neal, MCMC using Hamiltonian dynamics, Handbook of Markov Chain Monte Carlo (2011),
+sections 5.2 and 5.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from landscape.volume.mass import Mass
+
+__all__ = ["Chains", "Evaluated", "Move", "adapted", "evaluate", "move"]
+
+DIVERGENT = 1000.0  # Nats of energy error beyond which a trajectory has left its level set.
+ACCEPTANCE = 0.9  # What step sizes are adapted to: annealed particles that stay behind cost more.
+
+
+class Evaluated(NamedTuple):
+    """A target at the positions of C chains.
+
+    Attributes:
+        log_density: up to a constant, float64, (C,).
+        gradient: of the log-density, (C, n).
+        carried: whatever else belongs to a position, each (C, ...): it follows its chain.
+    """
+
+    log_density: Tensor
+    gradient: Tensor
+    carried: tuple[Tensor, ...] = ()
+
+
+Target = Callable[[Tensor], Evaluated]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chains:
+    """Where C chains are: all that a continued run needs.
+
+    Attributes:
+        position: (C, n).
+        at: the target there.
+    """
+
+    position: Tensor
+    at: Evaluated
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Move:
+    """What one trajectory of every chain did.
+
+    Attributes:
+        chains: where they are now.
+        acceptance: probability with which each was to be accepted, (C,).
+        divergent: energy error above 1000 nats or not finite, (C,).
+        n_gradients: gradients that were evaluated, of all chains together.
+    """
+
+    chains: Chains
+    acceptance: Tensor
+    divergent: Tensor
+    n_gradients: int
+
+
+def evaluate(target: Target, position: Tensor) -> Chains:
+    """Chains at the given positions (C, n); one gradient for each."""
+    return Chains(position=position, at=target(position))
+
+
+def move(
+    chains: Chains,
+    target: Target,
+    mass: Mass,
+    *,
+    step: float,
+    length: float,
+    generator: Generator,
+) -> Move:
+    """One trajectory of every chain, accepted by Metropolis' rule; leaves the target invariant.
+
+    Momenta are drawn from N(0, M). The leapfrog ``p += h/2 grad, z += h M^-1 p, p += h/2 grad`` of
+    ``ceil(T / h)`` steps is reversible and keeps volumes, so that accepting with the probability
+    ``min(1, exp(H - H'))`` is exact at any step size h. All chains share h and T, which are drawn
+    for each call (h within 10% of ``step``, T uniform between half and one and a half times
+    ``length``): with a fixed length some frequencies never mix. Energies are compared in float64.
+
+    Args:
+        chains: where the chains are, evaluated at this target.
+        target: the log-density; its values may be NaN or infinite, which rejects.
+        mass: M, (n, n).
+        step: h, in units where M is the target's inverse covariance: 2 is unstable for it.
+        length: mean of T; pi / 2 makes independent draws of a Gaussian with that covariance.
+        generator: stream of this call.
+
+    Cost: ``ceil(T / h)`` gradients and as many applications of ``M^-1`` for each chain.
+    """
+    position, at = chains.position, chains.at
+    draws = torch.rand(2, generator=generator, dtype=torch.float64)
+    size = step * (0.9 + 0.2 * float(draws[0]))
+    steps = max(1, math.ceil(length * (0.5 + float(draws[1])) / size))
+    noise = torch.randn(position.shape, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(len(position), generator=generator, dtype=torch.float64)
+    momentum = mass.root(noise.to(position))
+    before = at.log_density - _kinetic(momentum, mass)
+    new, here = position, at
+    for _ in range(steps):
+        momentum = momentum + size / 2 * here.gradient
+        new = new + size * mass.inverse(momentum)
+        here = target(new)
+        momentum = momentum + size / 2 * here.gradient
+    gain = here.log_density - _kinetic(momentum, mass) - before
+    divergent = ~(gain > -DIVERGENT)  # NaN is one too.
+    acceptance = torch.where(divergent, 0.0, gain.clamp(max=0.0).exp())
+    accepted = uniform < acceptance
+    return Move(
+        chains=Chains(position=_chosen(accepted, new, position), at=_select(accepted, here, at)),
+        acceptance=acceptance,
+        divergent=divergent,
+        n_gradients=steps * len(position),
+    )
+
+
+def adapted(step: float, acceptance: float, *, rate: float) -> float:
+    """A step size nearer to an acceptance of 0.9 (Robbins and Monro); for pilots only.
+
+    A step that depends on the chain's past breaks the invariance of the target.
+    """
+    return step * math.exp(rate * (acceptance - ACCEPTANCE))
+
+
+def _kinetic(momentum: Tensor, mass: Mass) -> Tensor:
+    """``p^T M^-1 p / 2`` in float64, (C,)."""
+    return (momentum.double() * mass.inverse(momentum).double()).sum(1).cpu() / 2
+
+
+def _select(accepted: Tensor, new: Evaluated, old: Evaluated) -> Evaluated:
+    return Evaluated(
+        log_density=_chosen(accepted, new.log_density, old.log_density),
+        gradient=_chosen(accepted, new.gradient, old.gradient),
+        carried=tuple(
+            _chosen(accepted, a, b) for a, b in zip(new.carried, old.carried, strict=True)
+        ),
+    )
+
+
+def _chosen(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    mask = accepted.to(new.device).reshape(-1, *[1] * (new.dim() - 1))
+    return torch.where(mask, new, old)
