@@ -14,6 +14,7 @@ from torch import Tensor
 from landscape.density import assemble_density, exact_density, probe
 from landscape.errors import UsageError
 from landscape.gram import GRAM_LIMIT
+from landscape.memory import stored_tensor
 from landscape.operators import OPERATORS, LinearOperator
 from landscape.results import MODULES, Density, FloatArray, Moments, Spectrum
 from landscape.spectrum import EXACT_LIMIT, dense_spectrum, gram_spectrum, lanczos_spectrum
@@ -204,7 +205,7 @@ class _Job:
             top=self.top,
             bottom=self.bottom,
             tol=self.tol,
-            rows=None if stored is None else torch.from_numpy(stored["rows"]),
+            rows=None if stored is None else stored_tensor(stored["rows"]),
             on_rows=on_rows,
         )
         wanted = torch.cat([vectors[: self.top], vectors[n - self.bottom :]])
@@ -223,7 +224,7 @@ class _Job:
 
         stored = self.units.get(unit)
         rows = factor(
-            rows=None if stored is None else torch.from_numpy(stored["rows"]), on_rows=on_rows
+            rows=None if stored is None else stored_tensor(stored["rows"]), on_rows=on_rows
         )
         spectrum, vectors = gram_spectrum(
             rows, self.name, top=self.top, bottom=self.bottom, tol=self.tol
@@ -262,7 +263,7 @@ class _Job:
         unit, state_unit = f"pairs-{self.unit}", f"lanczos-{self.unit}"
         stored = self.units.get(unit)
         if stored is not None:
-            vectors = torch.from_numpy(stored["vectors"]).to(self.operator.like)
+            vectors = stored_tensor(stored["vectors"]).to(self.operator.like)
             return self._stored_spectrum(stored), vectors
 
         def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:

@@ -6,12 +6,14 @@ import contextlib
 import mmap
 import os
 import tempfile
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["allocate_rows", "free_memory", "total_memory"]
+__all__ = ["allocate_rows", "free_memory", "stored_tensor", "total_memory"]
 
 _UNKNOWN = 4 << 30  # Assumed where the system does not tell.
 _HUGE = 8 << 20  # Bytes from which an array is worth large pages.
@@ -59,3 +61,12 @@ def allocate_rows(count: int, like: Tensor, n: int) -> Tensor:
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=like.dtype, count=count * n).view(count, n)
+
+
+def stored_tensor(array: NDArray[Any]) -> Tensor:
+    """A copy of a stored array in torch's own memory.
+
+    Products round by the alignment of their operands: with numpy's, which is a matter of luck, a
+    resumed run would differ from an uninterrupted one in its last digits.
+    """
+    return torch.from_numpy(array).clone()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from landscape.eigensolver import RitzPairs, extreme_eigenpairs
 from landscape.gram import factor
+from landscape.memory import stored_tensor
 from landscape.operators import LinearOperator
 from landscape.risk import Risk
 from landscape.spectrum import dense_spectrum
@@ -132,7 +133,7 @@ def _dense(operator: LinearOperator, units: Units, progress: Progress) -> tuple[
         top=0,
         bottom=0,
         tol=1e-8,
-        rows=None if stored is None else torch.from_numpy(stored["rows"]),
+        rows=None if stored is None else stored_tensor(stored["rows"]),
         on_rows=on_rows,
     )
     return torch.from_numpy(spectrum.eigenvalues), vectors
@@ -148,7 +149,7 @@ def _gram(
 
     stored = units.get("factor")
     rows = factor(
-        risk, rows=None if stored is None else torch.from_numpy(stored["rows"]), on_rows=on_rows
+        risk, rows=None if stored is None else stored_tensor(stored["rows"]), on_rows=on_rows
     )
     return *factored(rows * scale), len(rows)
 
@@ -184,7 +185,7 @@ def _largest(
     wanted = min(top, operator.n)
     stored = units.get("pairs")
     if stored is not None:
-        values, vectors = (torch.from_numpy(stored[name]) for name in ("values", "vectors"))
+        values, vectors = (stored_tensor(stored[name]) for name in ("values", "vectors"))
         return values, vectors, int(stored["n_matvecs"])
 
     def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:

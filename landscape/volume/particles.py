@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Generator, Tensor
 
+from landscape.memory import stored_tensor
 from landscape.rng import stream
 from landscape.volume.hmc import Chains, Evaluated, Move, evaluate, move
 from landscape.volume.mass import Mass
@@ -95,10 +96,8 @@ class Particles:
     @staticmethod
     def of_unit(unit: Mapping[str, Any], like: Tensor) -> Particles:
         """The inverse of :meth:`as_unit`."""
-        loss = torch.from_numpy(np.array(unit["loss"]))
-        position, slope = (
-            torch.from_numpy(np.array(unit[k])).to(like) for k in ("position", "slope")
-        )
+        loss = stored_tensor(unit["loss"])
+        position, slope = (stored_tensor(unit[k]).to(like) for k in ("position", "slope"))
         # The density belongs to a level, which combines it anew from the loss.
         at = Evaluated(torch.zeros_like(loss), torch.zeros_like(slope), (loss, slope))
         return Particles(

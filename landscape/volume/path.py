@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.memory import stored_tensor
 from landscape.volume.mass import Mass
 from landscape.volume.particles import Level
 
@@ -53,9 +54,7 @@ class Metric:
     @staticmethod
     def of_unit(unit: dict[str, Any], like: Tensor) -> Metric:
         """The inverse of :meth:`as_unit`."""
-        vectors, values = (
-            torch.from_numpy(np.array(unit[k])).to(like) for k in ("vectors", "values")
-        )
+        vectors, values = (stored_tensor(unit[k]).to(like) for k in ("vectors", "values"))
         return Metric(vectors=vectors, values=values, bulk=float(unit["bulk"]))
 
 

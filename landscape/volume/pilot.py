@@ -238,7 +238,9 @@ class Scout:
     def _look(self, length: float) -> None:
         number = len(self.metrics)
         seen = self._particles.chains.position[_held_out(self.chains) :]
-        self.metrics.append(self.metric_at(seen, number))
+        # As it is stored, so that a resumed pilot has the very same.
+        metric = Metric.of_unit(self.metric_at(seen, number).as_unit(), self.anchor)
+        self.metrics.append(metric)
         self.on_metric(number, self.metrics[-1])
         self._last = length
 
