@@ -96,7 +96,8 @@ def _roots(risk: Risk, index: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
         blocks[:, :, column] = curved.reshape(-1)[places].double()
     values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
     largest = float(values.abs().max())
-    if float(values.min()) < -1e-9 * largest:
+    slack = max(1e-9, 10 * torch.finfo(outputs.dtype).eps)
+    if float(values.min()) < -slack * largest:
         raise UsageError(
             f"the criterion {criterion.name!r} is not convex in the outputs, so the GGN has no "
             "Gram matrix; use --method lanczos"

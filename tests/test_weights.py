@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from landscape.volume.weights import log_mean, tail_index
+from landscape.volume.weights import log_mean, mean_of_estimates, tail_index
 
 
 def brute(logs):
@@ -119,3 +119,86 @@ def test_nearly_equal_weights_have_no_tail_that_matters():
         assert found.label == "estimate"
     heavy = log_mean(np.log(generator.pareto(0.8, 200)))
     assert heavy.label == "lower bound"
+
+
+# Means of few estimates ---------------------------------------------------------------------------
+
+
+def log_normal(variance, count=8, runs=400, seed=3):
+    """Logs of estimates whose mean is 1."""
+    generator = np.random.default_rng(seed)
+    return generator.normal(-variance / 2, math.sqrt(variance), size=(runs, count))
+
+
+@pytest.mark.parametrize("variance", [0.1, 0.3, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("count", [8, 16])
+def test_intervals_of_few_log_normal_estimates_hold_the_truth(variance, count):
+    found = [mean_of_estimates(logs) for logs in log_normal(variance, count)]
+    held = np.mean([f.lower <= 0 <= f.upper for f in found])
+    assert held >= 0.88
+    known = [f for f in found if f.label == "estimate"]
+    assert len(known) >= (0.6 if variance > 2 else 0.9) * len(found)
+    # Of those with a finite interval too, and no wider than it need be.
+    assert np.mean([f.lower <= 0 <= f.upper for f in known]) >= 0.88
+    values = np.array([f.value for f in known])
+    assert abs(values.mean()) < 0.35
+    if variance <= 1:
+        error = math.sqrt(np.mean([f.stderr**2 for f in known]))
+        assert error == pytest.approx(values.std(), rel=0.25)
+        assert held <= 0.99
+
+
+def test_half_the_error_would_not_hold_the_truth():
+    """So that the test above says something."""
+    for variance in (0.3, 1.0, 3.0):
+        found = [mean_of_estimates(logs) for logs in log_normal(variance)]
+        known = [f for f in found if f.label == "estimate"]
+        halved = [abs(f.value) <= (f.upper - f.lower) / 4 for f in known]
+        assert np.mean(halved) < 0.8
+
+
+def test_few_estimates_by_their_definition():
+    logs = np.array([-3.0, -2.0, -4.5, -2.5, -3.5, -3.0])
+    variance = logs.var(ddof=1)
+    stderr = math.sqrt(variance / 6 + variance**2 / 10)
+    for shift in (0.0, -5000.0):
+        found = mean_of_estimates(logs + shift)
+        assert found.label == "estimate"
+        assert found.value - shift == pytest.approx(logs.mean() + variance / 2, abs=1e-9)
+        assert found.stderr == pytest.approx(stderr, rel=1e-9)
+        half = stats.t.ppf(0.975, 5) * stderr
+        assert found.upper - found.value == pytest.approx(half, rel=1e-9)
+        assert found.value - found.lower == pytest.approx(half, rel=1e-9)
+        plain = log_mean(logs + shift)
+        assert (found.ess, found.largest_share) == (plain.ess, plain.largest_share)
+
+
+def test_many_even_estimates_are_weights_like_any():
+    logs = log_normal(0.3, count=64, runs=1)[0]
+    assert mean_of_estimates(logs) == log_mean(logs)
+
+
+REFUSED = {
+    "one": [-3.0],
+    "three": [-3.0, -3.1, -2.9],
+    "too far apart": [-3.0, -9.0, -2.0, -6.0, -8.0, -1.0, -4.0, -5.0],
+    "one is 0": [-3.0, -math.inf, -2.9, -3.1, -3.0, -3.0, -2.9],
+    "all are 0": [-math.inf] * 8,
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_estimates_that_say_too_little_give_a_lower_bound(name):
+    logs = np.array(REFUSED[name])
+    found = mean_of_estimates(logs)
+    assert found.label == "lower bound"
+    assert found.upper == math.inf
+    assert found.value == log_mean(logs).value
+    assert found.lower == pytest.approx(found.value - math.log(20))
+
+
+def test_the_variance_that_is_too_wide_is_six():
+    even = np.array([-1.0, 1.0] * 4)
+    for scale, label in ((2.4, "estimate"), (2.5, "lower bound")):
+        logs = even * scale / even.std(ddof=1)
+        assert mean_of_estimates(logs).label == label

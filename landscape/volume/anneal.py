@@ -120,7 +120,7 @@ def annealed(
             records["divergent"][index] = moved.divergent.numpy().reshape(shape).sum(1)
         share = particles.share()
         with np.errstate(invalid="ignore"):
-            records["loss"][index] = np.nan_to_num(share * particles.loss).sum(1)
+            records["loss"][index] = np.nan_to_num(share * particles.loss, posinf=np.inf).sum(1)
         records["distance"][index] = (share * distances(particles, anchor)).sum(1)
         records["log_partition"][index] = particles.log_partition()
         if marked:

@@ -191,4 +191,5 @@ def _rhat(draws: FloatArray) -> float:
     if not np.ptp(chains) > 0:
         return 1.0
     rhat: Any = array_stats.rhat
-    return float(rhat(chains, chain_axis=0, draw_axis=1))
+    with np.errstate(divide="ignore"):  # Chains that do not move at all: inf.
+        return float(rhat(chains, chain_axis=0, draw_axis=1))

@@ -116,7 +116,8 @@ def move(
         here = target(new)
         momentum = momentum + size / 2 * here.gradient
     gain = here.log_density - _kinetic(momentum, mass) - before
-    divergent = ~(gain > -DIVERGENT)  # NaN is one too.
+    # NaN is one too, and a density of inf, which nothing would leave again.
+    divergent = ~(gain > -DIVERGENT) | (here.log_density == math.inf)
     acceptance = torch.where(divergent, 0.0, gain.clamp(max=0.0).exp())
     accepted = uniform < acceptance
     return Move(

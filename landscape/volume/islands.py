@@ -170,13 +170,17 @@ def integrated(islands: Islands) -> FloatArray:
 
     ``log Z_ref - int E[dL] dbeta - int E[|z - z*|^2] / 2 dk`` by the trapezoidal rule over the
     weighted means: it shares the particles with the weights, but neither their exponentials nor
-    their bias towards what few particles carry.
+    their bias towards what few particles carry. Steps from a law under which a loss may be infinite
+    are the weights' own.
     """
     steps = np.zeros_like(islands.loss)
     for values, x in ((islands.loss, islands.beta), (islands.distance / 2, islands.tether)):
         change = np.diff(x)[:, None]
         with np.errstate(invalid="ignore"):
             steps[1:] -= np.where(change != 0, change * (values[1:] + values[:-1]) / 2, 0.0)
+    with np.errstate(invalid="ignore"):
+        weighed = np.diff(islands.log_partition, axis=0)
+    steps[1:] = np.where(np.isfinite(steps[1:]), steps[1:], weighed)
     found: FloatArray = islands.log_partition[:1] + np.cumsum(steps, axis=0)
     return found
 

@@ -212,16 +212,16 @@ def reweighed(
     change = (after[0] - before[0]) * particles.loss if after[0] != before[0] else 0.0
     if after[1] != before[1]:
         change = change + (after[1] - before[1]) / 2 * distances(particles, anchor)
-    logs = particles.log_weight - np.nan_to_num(change, nan=np.inf)
+    logs = particles.log_weight - np.where(np.isfinite(change), change, np.inf)
     particles = replace(particles, log_weight=logs)
     islands, size = logs.shape
     uniform = torch.rand(islands, generator=generator, dtype=torch.float64).numpy()
-    if not np.isfinite(logs.max(1)).all():
-        return particles  # An island without any weight stays as it is: its estimate is 0.
     share = particles.share()
     poor = 1 / (share**2).sum(1) < _RESAMPLE * size
     if always:
         poor[:] = size > 1
+    # An island without any weight stays as it is: its estimate is 0.
+    poor &= np.isfinite(logs.max(1))
     if not poor.any():
         return particles
     points = (uniform[:, None] + np.arange(size)) / size

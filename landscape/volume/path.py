@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,9 +46,9 @@ class Metric:
         )
 
     def as_unit(self) -> dict[str, Any]:
-        """Arrays for a unit of work; half precision is plenty for a mass matrix."""
-        vectors = self.vectors.to("cpu", torch.float32).numpy()
-        return {"vectors": vectors, "values": self.values.cpu().numpy(), "bulk": self.bulk}
+        """Arrays for a unit of work, unrounded: a mass needs orthonormal vectors."""
+        vectors, values = self.vectors.cpu().numpy(), self.values.cpu().numpy()
+        return {"vectors": vectors, "values": values, "bulk": self.bulk}
 
     @staticmethod
     def of_unit(unit: dict[str, Any], like: Tensor) -> Metric:

@@ -99,6 +99,7 @@ class Scout:
         ]
         self._log: list[_Row] = []
         self._kept: list[_Row] = []
+        self._settled = 1  # Rows up to an end that stands.
         self.n_gradients = 0
         self._last = -math.inf
 
@@ -164,7 +165,7 @@ class Scout:
 
         By stochastic approximation, ``log beta += log(loss / goal) / t`` and
         ``log(1 + k) += log(distance / radius^2) / t``, which needs no curvature. What the pilot
-        passed beyond that end is forgotten.
+        passed beyond that end is forgotten, but not an earlier end.
         """
         first = self._kept[-1]
         if first.beta == 0:
@@ -186,7 +187,7 @@ class Scout:
         if radius is None:
             tether = first.tether
         kept = self._kept[:-iterations]
-        while len(kept) > 1 and _beyond(kept[-2], kept[-1], beta, tether):
+        while len(kept) > self._settled and _beyond(kept[-2], kept[-1], beta, tether):
             kept.pop()
         ahead = _apart(late[-1], beta - kept[-1].beta, tether - kept[-1].tether, moved=True)
         end = late[-1]._replace(
@@ -197,6 +198,7 @@ class Scout:
             distance=float(np.mean([r.distance for r in late])),
         )
         self._kept = [*kept, end]
+        self._settled = len(self._kept)
 
     def _replayed(self) -> bool:
         """Take the next row of the interrupted pilot, if it has one."""
@@ -238,9 +240,7 @@ class Scout:
     def _look(self, length: float) -> None:
         number = len(self.metrics)
         seen = self._particles.chains.position[_held_out(self.chains) :]
-        # As it is stored, so that a resumed pilot has the very same.
-        metric = Metric.of_unit(self.metric_at(seen, number).as_unit(), self.anchor)
-        self.metrics.append(metric)
+        self.metrics.append(self.metric_at(seen, number))
         self.on_metric(number, self.metrics[-1])
         self._last = length
 
