@@ -6,7 +6,7 @@ Source: Wu and Simon, Thick-restart Lanczos, SIAM J. Matrix Anal. Appl. 22 (2000
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from landscape.errors import UsageError
 from landscape.krylov import FloatArray, Lanczos, deviation
-from landscape.memory import total_memory
 from landscape.operators import LinearOperator
 from landscape.reductions import dot, norm
+from landscape.restarts import default_basis_size, is_long, kept, restart_size, wanted_and_next
 from landscape.rng import normal, stream
 
 __all__ = ["RitzPairs", "extreme_eigenpairs"]
@@ -51,16 +51,6 @@ class RitzPairs:
     n_matvecs: int
     n_restarts: int
     orthogonality: float
-
-
-def default_basis_size(operator: LinearOperator, wanted: int) -> int:
-    """A basis size that rarely needs a restart, within a quarter of the device's memory.
-
-    Total rather than free memory, so that a resumed run restarts at the same steps.
-    """
-    memory = total_memory(operator.device) // 4
-    vector = operator.n * torch.finfo(operator.dtype).bits // 8
-    return max(2 * wanted + 16, min(4 * wanted + 200, memory // vector))
 
 
 def extreme_eigenpairs(
@@ -117,8 +107,9 @@ def extreme_eigenpairs(
     capacity = max(capacity, min(n, wanted + 5))
     limit = 5000 + 100 * wanted if max_matvecs is None else max_matvecs
     start = normal(n, stream(seed, "lanczos"), like=operator.like)
+    long = max_basis is None and is_long(operator, capacity, tol)
     # Restarts accumulate what a drifting basis leaves: not where they are to be expected.
-    drift = _DRIFT if wanted <= _FEW else None
+    drift = _DRIFT if wanted <= _FEW and not long else None
     lanczos = Lanczos(operator, start, capacity=capacity, drift=drift, restarts=seed)
     count = {"n_matvecs": 0, "n_restarts": 0, "round": 0, "n_fresh": 0}
     before = np.zeros(0)  # Wanted values before the last fresh vector.
@@ -133,8 +124,9 @@ def extreme_eigenpairs(
     while True:
         if on_step is not None:
             on_step(count["n_matvecs"], snapshot)
-        if lanczos.size == lanczos.capacity and not lanczos.complete:
-            lanczos.restart(_kept(lanczos.size, top, bottom))
+        full = min(capacity, restart_size(count["n_matvecs"], wanted)) if long else capacity
+        if lanczos.size >= full and not lanczos.complete:
+            lanczos.restart(kept(lanczos.size, top, bottom))
             count["n_restarts"] += 1
         lanczos.step()
         count["n_matvecs"] += 1
@@ -144,20 +136,20 @@ def extreme_eigenpairs(
         beyond = count["n_fresh"] > 0
         if not (exhausted or _settled(lanczos, top, bottom, goal, beyond=beyond)):
             continue
-        pairs = _verified(lanczos, top, bottom, tol, count)
+        pairs = _verified(lanczos, top, bottom, tol, count, spare=long and not lanczos.complete)
         if lanczos.complete or exhausted:
-            return pairs
+            return _own(pairs, lanczos)
         count["round"] += 1
         if not pairs.converged.all() and count["round"] < _ROUNDS:
             continue
         largest = np.abs(pairs.values).max()
         if len(before) and np.abs(pairs.values - before).max() <= tol * largest:
-            return pairs
+            return _own(pairs, lanczos)
         reaches_zero = bool((pairs.values[:top] <= tol * largest).any()) or bool(
             (pairs.values[top:] >= -tol * largest).any()
         )
         if multiplicity == "auto" and not (reaches_zero or lanczos.n_breakdowns):
-            return pairs
+            return _own(pairs, lanczos)
         size = lanczos.size
         lanczos.restart(np.r_[np.arange(bottom), np.arange(size - top, size)])
         lanczos.renew(count["n_fresh"])
@@ -176,15 +168,6 @@ def _no_pairs(operator: LinearOperator) -> RitzPairs:
         n_restarts=0,
         orthogonality=0.0,
     )
-
-
-def _kept(size: int, top: int, bottom: int) -> NDArray[np.int64]:
-    """Indices of the Ritz values that survive a restart: the wanted ones and half of the rest."""
-    extra = max((size - top - bottom) // 2, 1)
-    share = top / (top + bottom)
-    upper = min(top + round(extra * share), size - 1 - bottom)
-    lower = min(bottom + extra - round(extra * share), size - 1 - upper)
-    return np.concatenate([np.arange(lower), np.arange(size - upper, size)])
 
 
 def _settled(lanczos: Lanczos, top: int, bottom: int, goal: float, *, beyond: bool) -> bool:
@@ -214,16 +197,22 @@ def _settled(lanczos: Lanczos, top: int, bottom: int, goal: float, *, beyond: bo
 
 
 def _verified(
-    lanczos: Lanczos, top: int, bottom: int, tol: float, count: dict[str, int]
+    lanczos: Lanczos, top: int, bottom: int, tol: float, count: dict[str, int], *, spare: bool
 ) -> RitzPairs:
-    """Orthonormal Ritz pairs with residuals from fresh products."""
+    """Orthonormal Ritz pairs with residuals from fresh products.
+
+    With ``spare`` of memory, the vectors take the place of the basis, by a restart that keeps a few
+    others to go on with.
+    """
     estimated, coefficients = lanczos.refined()
     size = lanczos.size
-    coupling = lanczos.beta * coefficients[-1]
-    wanted = np.r_[np.arange(size - 1, size - 1 - top, -1), np.arange(bottom - 1, -1, -1)]
-    wanted = wanted.astype(np.int64)
-    values, coupling = estimated[wanted], coupling[wanted]
-    vectors = lanczos.vectors(coefficients[:, wanted])
+    wanted = wanted_and_next(size, top, bottom)[: top + bottom]
+    values, coupling = estimated[wanted], lanczos.couplings(coefficients[:, wanted])
+    if spare:
+        lanczos.restart(wanted_and_next(size, top, bottom))
+        vectors = lanczos.basis[: len(wanted)]
+    else:
+        vectors = lanczos.vectors(coefficients[:, wanted])
     largest = float(np.abs(estimated).max())
     residuals = np.full(len(wanted), np.inf)
     hopeful = bool((np.abs(coupling) <= tol * largest).all())
@@ -233,19 +222,30 @@ def _verified(
     if (residuals > tol * largest).any():
         for place, row in enumerate(vectors):
             product = lanczos.operator.matvec(row)
+            if product.data_ptr() == row.data_ptr():
+                product = product.clone()  # An operator may hand its argument back.
             count["n_matvecs"] += 1
             values[place] = dot(row, product)
             residuals[place] = norm(product.double().sub_(row, alpha=values[place]))
     order = np.argsort(-values, kind="stable")
+    if (np.diff(order) != 1).any():
+        vectors = vectors[torch.as_tensor(order, device=vectors.device)]
     return RitzPairs(
         values=values[order],
         residuals=residuals[order],
         converged=residuals[order] <= tol * largest,
-        vectors=vectors[torch.as_tensor(order.copy(), device=vectors.device)],
+        vectors=vectors,
         n_matvecs=count["n_matvecs"],
         n_restarts=count["n_restarts"],
         orthogonality=deviation(vectors),
     )
+
+
+def _own(pairs: RitzPairs, lanczos: Lanczos) -> RitzPairs:
+    """The pairs with vectors that hold no memory of the basis, which ends."""
+    if not len(pairs.values) or pairs.vectors.data_ptr() != lanczos.basis.data_ptr():
+        return pairs
+    return replace(pairs, vectors=lanczos.cut(len(pairs.values)))
 
 
 def _combined_error(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from landscape.drift import Drift
 from landscape.errors import NotFiniteError
-from landscape.memory import allocate_rows
+from landscape.memory import Rows
 from landscape.operators import LinearOperator
 from landscape.reductions import dot, gram, inner, norm
 from landscape.rng import normal, stream
@@ -33,7 +33,7 @@ __all__ = ["FUNCTIONS", "Lanczos", "apply_function", "quadrature"]
 
 FloatArray = NDArray[np.float64]
 
-_CHUNK = 1 << 16  # Columns rotated at a time in a restart, so that it needs no second basis.
+_CHUNK = 1 << 13  # Columns rotated at a time in a restart, so that it needs no second basis.
 
 
 class Lanczos:
@@ -66,7 +66,8 @@ class Lanczos:
         self.d = 0 if deflate is None else len(deflate)
         self.capacity = min(capacity, operator.n - self.d)
         rows = self.d + self.capacity + 1
-        self._rows = allocate_rows(rows, operator.like, operator.n)
+        self._memory = Rows(rows, operator.like, operator.n)
+        self._rows = self._memory.tensor
         if deflate is not None:
             self._rows[: self.d] = deflate
         self.T: FloatArray = np.zeros((self.capacity + 1, self.capacity + 1))
@@ -187,7 +188,11 @@ class Lanczos:
     def ritz(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Ritz values (ascending), coefficients (size, size) and residual estimates."""
         values, coefficients = np.linalg.eigh(self.projected)
-        return values, coefficients, np.abs(self.beta * coefficients[-1])
+        return values, coefficients, np.abs(self.couplings(coefficients))
+
+    def couplings(self, coefficients: FloatArray) -> FloatArray:
+        """rho_k in ``A x_k = theta_k x_k + rho_k q`` of Ritz vectors x_k = Q^T c_k, (k,)."""
+        return self.T[self.size, : self.size] @ coefficients
 
     def refined(self) -> tuple[FloatArray, FloatArray]:
         """Ritz values and coefficients with what reorthogonalisation removed taken into account.
@@ -217,9 +222,12 @@ class Lanczos:
         return rows
 
     def restart(self, keep: NDArray[np.int64]) -> None:
-        """Thick restart: keep the Ritz vectors of these indices and the next basis vector."""
+        """Thick restart: keep the Ritz vectors of these indices and the next basis vector.
+
+        They become the first basis vectors, in that order and in place.
+        """
         values, coefficients = self.refined()
-        coupling = self.beta * coefficients[-1, keep]
+        coupling = self.couplings(coefficients[:, keep])
         rotation = torch.as_tensor(
             coefficients[:, keep].T.copy(), dtype=self.operator.dtype, device=self.operator.device
         )
@@ -247,6 +255,10 @@ class Lanczos:
         self._rows[self.d + self.size] = self._random_direction("fresh", index)
         self.T[self.size, : self.size] = self.T[: self.size, self.size] = 0
         self.beta = 0.0
+
+    def cut(self, count: int) -> Tensor:
+        """The first basis vectors (count, n), which survive; the factorisation ends."""
+        return self._memory.cut(self.d + count)[self.d :]
 
     def orthogonality(self) -> float:
         """Largest entry of ``|Q Q^T - I|``: rounding size, unless ghosts are possible."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["allocate_rows", "free_memory", "stored_tensor", "total_memory"]
+__all__ = ["Rows", "free_memory", "stored_tensor", "total_memory"]
 
 _UNKNOWN = 4 << 30  # Assumed where the system does not tell.
 _HUGE = 8 << 20  # Bytes from which an array is worth large pages.
@@ -40,27 +40,55 @@ def _pages(name: str) -> int:
         return _UNKNOWN
 
 
-def allocate_rows(count: int, like: Tensor, n: int) -> Tensor:
+class Rows:
     """Uninitialised rows (count, n) of the dtype and on the device of ``like``.
 
     On the CPU they take memory only as they are written; where half of the machine's is too little
     for all of them they are memory-mapped from disk.
+
+    Attributes:
+        tensor: the rows.
     """
-    size = count * n * like.element_size()
-    numpy_type = {torch.float32: np.float32, torch.float64: np.float64}.get(like.dtype)
-    if like.device.type != "cpu" or numpy_type is None:
-        return like.new_empty(count, n)
-    if size > total_memory(like.device) // 2:
-        # The file has no name any more: the space is given back when the array or process ends.
-        with tempfile.TemporaryFile(prefix="landscape-basis-") as file:
-            return torch.from_numpy(np.memmap(file, dtype=numpy_type, mode="w+", shape=(count, n)))
-    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return like.new_empty(count, n)
-    # Touching a row of small pages for the first time costs more than the arithmetic with it.
-    memory = mmap.mmap(-1, size)
-    with contextlib.suppress(OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=like.dtype, count=count * n).view(count, n)
+
+    def __init__(self, count: int, like: Tensor, n: int) -> None:
+        size = count * n * like.element_size()
+        numpy_type = {torch.float32: np.float32, torch.float64: np.float64}.get(like.dtype)
+        self._mapped: mmap.mmap | None = None
+        if like.device.type != "cpu" or numpy_type is None:
+            self.tensor = like.new_empty(count, n)
+        elif size > total_memory(like.device) // 2:
+            # The file has no name any more: the space is given back when the array or process ends.
+            with tempfile.TemporaryFile(prefix="landscape-basis-") as file:
+                array = np.memmap(file, dtype=numpy_type, mode="w+", shape=(count, n))
+            self.tensor = torch.from_numpy(array)
+        elif size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+            self.tensor = like.new_empty(count, n)
+        else:
+            # Touching a row of small pages for the first time costs more than the arithmetic with
+            # it. Shared memory, mmap's default, gets no huge pages on most systems.
+            self._mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(OSError):
+                self._mapped.madvise(mmap.MADV_HUGEPAGE)
+            self.tensor = self._first(count, like.new_empty(0, n))
+
+    def cut(self, count: int) -> Tensor:
+        """The first rows alone (count, n). The others are lost.
+
+        Their memory is given back first, and nothing copied, where the system can do that.
+        """
+        first = self.tensor[:count]
+        if self._mapped is None or not count:
+            return first.clone()
+        used = first.numel() * first.element_size()
+        end = -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
+        if end < len(self._mapped):
+            self._mapped.madvise(mmap.MADV_DONTNEED, end, len(self._mapped) - end)
+        return self._first(count, first)
+
+    def _first(self, count: int, like: Tensor) -> Tensor:
+        n = like.shape[1]
+        assert self._mapped is not None
+        return torch.frombuffer(self._mapped, dtype=like.dtype, count=count * n).view(count, n)
 
 
 def stored_tensor(array: NDArray[Any]) -> Tensor:

@@ -39,7 +39,7 @@ LAYERS = [
     {"gram", "jacobian_products", "recording"},
     {"compiled"},
     {"operators"},
-    {"krylov"},
+    {"krylov", "restarts"},
     {"eigensolver", "contour", "saddle"},
     {"sums", "quadratic_form"},
     {"density", "trace", "spectrum", "checks", "settings"},

@@ -9,9 +9,10 @@ import torch
 from landscape.eigensolver import extreme_eigenpairs
 from landscape.errors import NotFiniteError, UsageError
 from landscape.krylov import Lanczos, quadrature
-from landscape.memory import allocate_rows
-from landscape.operators import DenseOperator
+from landscape.memory import Rows
+from landscape.operators import DenseOperator, LinearOperator
 from landscape.reductions import dot, gram, inner, norm
+from landscape.restarts import is_long, restart_size, wanted_and_next
 
 SPECTRA = {
     "one": [3.0],
@@ -274,7 +275,147 @@ def test_a_basis_larger_than_memory_lives_on_disk(monkeypatch):
     found = extreme_eigenpairs(op, top=6, tol=1e-10, max_basis=20)
     assert found.n_restarts > 0
     assert (found.values == expected.values).all()
-    assert allocate_rows(3, torch.empty(0, dtype=torch.float64), 1000).untyped_storage().nbytes()
+    assert Rows(3, torch.empty(0, dtype=torch.float64), 1000).cut(2).shape == (2, 1000)
+
+
+class Diagonal(LinearOperator):
+    """A diagonal matrix, for sizes at which a basis is long."""
+
+    def __init__(self, values, dtype=torch.float64):
+        self.values = torch.as_tensor(values).to(dtype)
+        self.n, self.dtype, self.device = len(values), dtype, torch.device("cpu")
+
+    def _matvec(self, vector):
+        return self.values * vector
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2])
+def test_a_basis_of_long_vectors_stays_small(power):
+    values = np.arange(1, 20_001.0) ** -power
+    op = Diagonal(values)
+    sizes = {}
+
+    def follow(done, snapshot):
+        sizes[done] = len(snapshot()["rows"]) - 1
+
+    whole = extreme_eigenpairs(op, top=10, tol=1e-8, max_basis=240)
+    found = extreme_eigenpairs(op, top=10, tol=1e-8, on_step=follow)
+    assert whole.n_restarts == 0
+    assert found.n_restarts >= (power < 2)
+    assert all(size <= restart_size(done, 10) == max(30, done // 2) for done, size in sizes.items())
+    assert found.n_matvecs <= 1.1 * whole.n_matvecs
+    assert abs(found.values - values[:10]).max() < 1e-14
+    rows = found.vectors
+    residuals = torch.linalg.vector_norm(
+        op.values * rows - torch.as_tensor(found.values)[:, None] * rows, dim=1
+    )
+    assert (residuals.numpy() <= found.residuals + 1e-14).all()
+    assert found.converged.all()
+    assert found.orthogonality < 1e-13
+    assert (rows.diagonal().abs() > 1 - 1e-9).all()
+    # The basis is not held by what is returned.
+    assert rows.untyped_storage().nbytes() == 10 * op.n * 8
+
+
+@pytest.fixture
+def always_long(monkeypatch):
+    monkeypatch.setattr("landscape.restarts._LIGHT", 0)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(("top", "bottom"), [(1, 0), (0, 1), (10, 3), (5, 5), (8, 0)])
+def test_early_restarts_find_the_same_pairs(name, top, bottom, always_long):
+    values = np.sort(np.asarray(SPECTRA[name], dtype=float))[::-1]
+    n = len(values)
+    top, bottom = min(top, n), min(bottom, n - min(top, n))
+    op = operator(values)
+    pairs = extreme_eigenpairs(op, top=top, bottom=bottom, tol=1e-9, multiplicity="always")
+    expected = np.r_[values[:top], values[n - bottom :]]
+    assert abs(pairs.values - expected).max(initial=0) <= 1e-9 * abs(values).max()
+    assert pairs.converged.all()
+    assert pairs.orthogonality < 1e-12
+    gaps = pairs.vectors @ op.matrix - torch.as_tensor(pairs.values)[:, None] * pairs.vectors
+    assert float(gaps.norm(dim=1).max()) <= 1e-9 * abs(values).max()
+
+
+@pytest.mark.parametrize("copies", [2, 7])
+def test_early_restarts_leave_no_ghosts_and_find_copies(copies, always_long):
+    values = np.sort(np.r_[np.full(copies, 5.0), 4.0, 2.5, np.linspace(0, 1, 300)])[::-1]
+    pairs = extreme_eigenpairs(operator(values), top=copies + 3, tol=1e-9, multiplicity="always")
+    assert abs(pairs.values - values[: copies + 3]).max() < 1e-8
+    assert pairs.n_restarts > 0
+    assert pairs.orthogonality < 1e-12
+    # The same from any of its snapshots.
+    seen = []
+    options = {"top": copies + 3, "tol": 1e-9, "multiplicity": "always"}
+    extreme_eigenpairs(operator(values), **options, on_step=lambda n, s: seen.append(s()))
+    for state in seen[5::19]:
+        again = extreme_eigenpairs(operator(values), **options, state=state)
+        assert (again.values == pairs.values).all()
+        assert (again.vectors == pairs.vectors).all()
+        assert again.n_matvecs == pairs.n_matvecs
+
+
+def test_an_iteration_goes_on_after_a_failed_verification(always_long):
+    values = np.r_[np.arange(11.0, 0, -1), np.linspace(-0.1, 0.1, 300)]
+    steady = extreme_eigenpairs(operator(values), top=10, tol=1e-7)
+    shifting = Shifting(values, steady.n_matvecs - 2)
+    found = extreme_eigenpairs(shifting, top=10, tol=1e-7)
+    exact, _ = torch.linalg.eigh(shifting.matrix + shifting.other)
+    # Fresh products with every vector are those of the changed matrix.
+    assert abs(found.values - exact.numpy()[::-1][:10]).max() < 1e-3
+    assert found.n_matvecs > steady.n_matvecs + 2
+    seen = []
+    shifting = Shifting(values, steady.n_matvecs - 2)
+    extreme_eigenpairs(shifting, top=10, tol=1e-7, on_step=lambda n, s: seen.append((n, s())))
+    state = next(state for done, state in seen if state["round"] == 1)
+    coupling, size = state["T"][-1, :-1], len(state["rows"]) - 1
+    assert size <= 20
+    # Arrow form after the restart that verified: q couples to all that was kept.
+    assert (state["T"][:size, :size] == np.diag(np.diag(state["T"])[:size])).all()
+    rows = torch.as_tensor(state["rows"])
+    matrix = operator(values).matrix
+    left = rows[:-1] @ matrix - torch.as_tensor(state["T"][:size, :size]) @ rows[:-1]
+    assert (left - torch.outer(torch.as_tensor(coupling), rows[-1])).abs().max() < 1e-12
+
+
+class Identity(Diagonal):
+    def _matvec(self, vector):
+        return vector
+
+
+def test_an_operator_that_hands_its_argument_back_leaves_the_vectors_alone(always_long):
+    pairs = extreme_eigenpairs(Identity(np.ones(50)), top=3, tol=1e-9)
+    assert abs(pairs.values - 1).max() < 1e-14
+    assert (gram(pairs.vectors) - torch.eye(3)).abs().max() < 1e-13
+
+
+def test_no_early_restarts_near_the_rounding_unit():
+    single, double = Diagonal(np.ones(50_000), torch.float32), Diagonal(np.ones(50_000))
+    assert is_long(double, 240, 1e-8)
+    assert not is_long(double, 240, 1e-15)
+    assert not is_long(single, 240, 1e-6)
+    assert is_long(single, 240, 1e-4)
+    assert not is_long(double, 20, 1e-8)
+
+
+@pytest.mark.parametrize(("size", "top", "bottom"), [(1, 1, 0), (3, 1, 2), (30, 10, 0), (30, 6, 3)])
+def test_wanted_indices_come_first_and_none_twice(size, top, bottom):
+    chosen = list(wanted_and_next(size, top, bottom))
+    wanted = [*range(size - 1, size - 1 - top, -1), *range(bottom - 1, -1, -1)]
+    assert chosen[: top + bottom] == wanted
+    assert len(set(chosen)) == len(chosen) == min(size, top + bottom + 10)
+
+
+@pytest.mark.parametrize("n", [1000, 3001, 300_000])
+def test_rows_that_are_cut_keep_their_content(n):
+    memory = Rows(12, torch.empty(0, dtype=torch.float32), n)
+    memory.tensor[:] = start(12 * n, torch.float32).view(12, n)
+    expected = memory.tensor[:5].clone()
+    first = memory.cut(5)
+    assert torch.equal(first, expected)
+    assert first.untyped_storage().nbytes() == 5 * n * 4
+    first += 1
 
 
 SPREAD = {
