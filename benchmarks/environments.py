@@ -23,6 +23,7 @@ PROBES = {
         "hessian_eigenthings.algorithms",
     ),
     "pyhessian": ("pyhessian",),
+    "devinterp": ("devinterp",),
 }
 REQUIREMENTS: dict[str, list[list[str]]] = {
     # Installed one after the other, so that the command that fails can be told.
@@ -32,6 +33,7 @@ REQUIREMENTS: dict[str, list[list[str]]] = {
         ["hessian-eigenthings==1.0.0a5"],
     ],
     "pyhessian": [["numpy"], ["pyhessian==0.1"]],
+    "devinterp": [["devinterp==1.3.2"]],
 }
 
 
@@ -40,7 +42,7 @@ class Environment:
     """An interpreter with some of the libraries.
 
     Attributes:
-        name: ``main`` or ``pyhessian``.
+        name: ``main``, ``pyhessian`` or ``devinterp``.
         python: its interpreter.
         failures: failed installations, as (command, message).
     """
