@@ -22,7 +22,7 @@ _WIDEST = 3.0  # Variance of an island's log-weight that is aimed at, at most.
 _COARSEST = 1.0  # Thermodynamic length between levels beyond which particles lose track.
 _FEWEST = 12  # Levels.
 _STEPS = 6.0  # Leapfrog steps of a trajectory, before a pilot knows.
-_PILOT = 2.5  # Gradients of both pilots for each chain, level and step.
+_PILOT = 4.0  # Gradients of both pilots for each chain, level and step.
 
 
 @dataclass(frozen=True, kw_only=True)

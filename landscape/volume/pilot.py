@@ -36,7 +36,7 @@ MetricAt = Callable[[Tensor, int], Metric]
 LENGTH = (
     1.0  # Of a trajectory, where pi / 2 makes independent draws: more, shorter levels are better.
 )
-_STRIDE = 1.0  # Thermodynamic length between levels.
+_STRIDE = 0.5  # Thermodynamic length between levels: chains that lag accept too easily.
 _RATE = 0.3  # Of the adaptation of steps.
 _FIRST_STEP = 0.3
 _APART = 5.0, 0.08  # Length between metrics: at least so much, and so large a part of the whole.

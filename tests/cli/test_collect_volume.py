@@ -14,6 +14,7 @@ from landscape.series_store import load_series
 
 STEPS = (0, 5, 30)
 CUTOFFS = ("--cutoff", "0.01,0.1,1")
+METHODS = ("--method", "quadratic", "--method", "radial")
 
 
 @pytest.fixture
@@ -24,6 +25,7 @@ def volume(cli, tiny):
         done = cli(
             *("volume", tiny.checkpoint if checkpoints is None else checkpoints),
             *("--task", tiny.task, "-o", folder, "--samples", 12, "--error", 100, "--json"),
+            *METHODS,
             *CUTOFFS,
             *arguments,
         )
@@ -162,7 +164,15 @@ class TestMerge:
 
     def test_is_a_complete_result_of_the_command(self, cli, tiny, shards, merged):
         cli("collect", "--merge", tiny.folder / "out" / "*.h5")
-        command = ("volume", tiny.checkpoint, "--task", tiny.task, "-o", tiny.folder / "out")
+        command = (
+            "volume",
+            tiny.checkpoint,
+            "--task",
+            tiny.task,
+            "-o",
+            tiny.folder / "out",
+            *METHODS,
+        )
         command += ("--samples", 12, "--error", 100, *CUTOFFS)
         done = cli(*command)
         assert "nothing to do" in done.err
