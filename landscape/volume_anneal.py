@@ -51,16 +51,13 @@ class _Energy:
         return self.mean + self.scale * z
 
 
-def left_out(
-    directions: Directions | None, tilt: float, options: VolumeOptions, seconds: float
-) -> str | None:
+def left_out(directions: Directions | None, tilt: float, options: VolumeOptions) -> str | None:
     """Why ``auto`` leaves ``anneal`` out, or None where it does not.
 
     Args:
         directions: of the quadratic model, which predicts what it costs.
         tilt: s at the smallest cutoff.
         options: cutoffs, chains, error.
-        seconds: of one gradient.
     """
     if directions is None:
         return "anneal was left out: --method anneal runs it"
@@ -72,11 +69,9 @@ def left_out(
     count = predicted_gradients(form, tilt, chains=options.chains, draws=DRAWS, error=options.error)
     if count <= AUTO:
         return None
-    minutes = count * seconds / 60
-    size = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{max(60 * minutes, 1):.0f} seconds"
     return (
-        f"anneal was left out: it would take about {float(f'{count:.1g}'):.0f} gradients, {size} "
-        "here; --method anneal runs it"
+        f"anneal was left out: it would take about {float(f'{count:.1g}'):.0f} gradients; --method "
+        "anneal runs it"
     )
 
 

@@ -240,10 +240,9 @@ class VolumeRun(Measurement):
         annealing, annealed_cut, n_gradient = None, False, int(risk.n_gradient)
         # Shards share out the rays of one run; auto leaves the rest to it.
         if "anneal" in options.chosen and options.shard is None:
-            bare = timed_gradient(risk)
             explicit = "anneal" in options.methods
             tilt = math.nan if found is None else _smallest_tilt(found.estimate)
-            note = None if explicit else left_out(directions, tilt, options, bare)
+            note = None if explicit else left_out(directions, tilt, options)
             if note is not None:
                 warnings.append(note)
             else:
@@ -256,7 +255,7 @@ class VolumeRun(Measurement):
                     options=options,
                     curved=model,
                     limit=anneal_limit(settings, explicit=explicit),
-                    bare=bare,
+                    bare=timed_gradient(risk),
                     **work,
                 )
                 annealing = annealed.annealing
