@@ -16,7 +16,7 @@ from landscape.volume.anneal import annealed, backwards
 from landscape.volume.anneal_plan import ISLAND, Plan
 from landscape.volume.islands import Islands
 from landscape.volume.particles import Energy, Particles, log_reference
-from landscape.volume.path import Metric, Trail
+from landscape.volume.path import Metric, Path, Trail
 from landscape.volume.pilot import MetricAt, Scout
 
 __all__ = ["DRAWS", "SpentError", "Work", "run_label"]
@@ -134,14 +134,39 @@ class Work:
             if found.beta.shape == path.beta.shape and np.allclose(found.beta, path.beta):
                 self._used[label] = found.n_gradients
                 return found
-        islands = self.chains // ISLAND
+        found, particles = self._along(
+            path,
+            label,
+            phase=f"{name}: run {index + 1}",
+            islands=self.chains // ISLAND,
+            draws=DRAWS,
+            stream=(name, plan.levels, index),
+        )
+        if name == "ladder" and index == 0:
+            self.units.put("anneal/end", particles.as_unit())
+        self.units.put(label, found.as_unit())
+        self.units.drop(_state(label))
+        return found
+
+    def _along(
+        self,
+        path: Path,
+        label: str,
+        *,
+        phase: str,
+        islands: int,
+        draws: int,
+        stream: tuple[str | int, ...],
+        start: Particles | None = None,
+    ) -> tuple[Islands, Particles]:
+        """Take particles along a path from its start, or from where they stopped."""
 
         def on_level(level: int, snapshot: Callable[[], dict[str, Any]], count: int) -> None:
             self._used[label] = count
-            self.progress(f"{name}: run {index + 1}", level + 1, len(path))
+            self.progress(phase, level + 1, len(path))
             spent = self._spent() and level + 1 < len(path)
             if spent or self.units.due():
-                self.units.put(f"{label}/state", snapshot())
+                self.units.put(_state(label), snapshot())
             if spent:
                 raise SpentError
 
@@ -151,24 +176,21 @@ class Work:
             self.anchor,
             islands=islands,
             size=ISLAND,
-            draws=DRAWS,
+            draws=draws,
             seed=self.seed,
-            label=(name, plan.levels, index),
-            state=self.units.get(f"{label}/state"),
+            label=stream,
+            state=self.units.get(_state(label)),
             on_level=on_level,
+            start=start,
         )
         self._used[label] = found.n_gradients
-        if name == "ladder" and index == 0:
-            self.units.put("anneal/end", particles.as_unit())
-        self.units.put(label, found.as_unit())
-        self.units.drop(f"{label}/state")
-        return found
+        return found, particles
 
     def back(self, plan: Plan) -> float:
         """Upper bound of log Z at the ladder's end, from half its particles; see the record."""
         stored = self.units.get("anneal/reverse")
         if stored is not None:
-            self._used["anneal/reverse"] = int(stored["n_gradients"])
+            self._used[run_label("reverse", plan.levels, 0)] = int(stored["n_gradients"])
             return float(stored["bound"])
         end = self.units.get("anneal/end")
         if end is None:
@@ -191,38 +213,29 @@ class Work:
             log_scale=np.zeros(islands),
             n_gradients=0,
         )
-        path = backwards(plan.path)
-
-        def on_level(level: int, snapshot: Callable[[], dict[str, Any]], count: int) -> None:
-            self._used["anneal/reverse"] = count
-            self.progress("back to the prior", level + 1, len(path))
-            spent = self._spent() and level + 1 < len(path)
-            if spent or self.units.due():
-                self.units.put("anneal/reverse/state", snapshot())
-            if spent:
-                raise SpentError
-
-        found, _ = annealed(
+        path, label = backwards(plan.path), run_label("reverse", plan.levels, 0)
+        found, _ = self._along(
             path,
-            self._counted,
-            self.anchor,
+            label,
+            phase="back to the prior",
             islands=islands,
-            size=ISLAND,
             draws=0,
-            seed=self.seed,
-            label=("reverse", 0),
-            state=self.units.get("anneal/reverse/state"),
-            on_level=on_level,
+            stream=("reverse", 0),
             start=particles,
         )
         logs = found.log_partition[-1]
         mean = float(np.log(np.exp(logs - logs.max()).mean()) + logs.max())
         bound = log_reference(self.anchor, float(path.tether[-1])) - mean + math.log(20)
         self.units.put("anneal/reverse", {"bound": bound, "n_gradients": found.n_gradients})
-        self.units.drop("anneal/reverse/state")
+        self.units.drop(_state(label))
         return bound
 
 
 def run_label(name: str, levels: int, index: int) -> str:
     """Name of the unit of one run along a path of so many planned levels."""
     return f"anneal/{name}/{levels}/{index}"
+
+
+def _state(label: str) -> str:
+    """Name of the unfinished state of a run: another path's would not fit."""
+    return f"{label}/state"
