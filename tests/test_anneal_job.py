@@ -16,6 +16,8 @@ from landscape.units import silent
 from landscape.volume import anneal_job
 from landscape.volume.anneal import annealed
 from landscape.volume.anneal_job import Annealer, keep_annealing, mark_places
+from landscape.volume.anneal_plan import Plan
+from landscape.volume.anneal_work import SpentError, Work
 from landscape.volume.belief import Start, agree, checks, start
 from landscape.volume.islands import Islands, local_learning
 from landscape.volume.options import VolumeOptions
@@ -710,3 +712,40 @@ def test_a_metric_is_not_needed():
     found = annealer(Blind, seed=1).measure()
     volume = ladder_volume(found, CUTOFF, n=5)
     assert volume.lower <= problem.log_volume(CUTOFF) <= volume.upper
+
+
+def test_a_way_back_is_not_continued_along_a_finer_path():
+    problem, units = anneal.Quadratic(5), MemoryUnits()
+    spent: list[bool] = []
+
+    def work():
+        return Work(
+            energy=problem.energy,
+            anchor=problem.anchor,
+            metrics=lambda name: problem.metric_at,
+            chains=32,
+            seed=0,
+            units=units,
+            stop=lambda count: bool(spent),
+            limit=10**9,
+            progress=lambda phase, done, total: (
+                spent.append(True) if phase == "back to the prior" and done == 5 else None
+            ),
+        )
+
+    scout = work().scout("ladder")
+    scout.start(0.0)
+    scout.warm(0.05)
+    scout.settle(0.05)
+    trail = scout.trail
+    for levels in (14, 40):
+        path = refined(trail, levels, [float(trail.length[-1])])
+        plan, here = Plan(path=path, n_gradients=0, levels=levels), work()
+        here.run("ladder", plan, 0)
+        if levels == 14:
+            with pytest.raises(SpentError):
+                here.back(plan)
+        spent.clear()
+    again = work()
+    again.progress = silent
+    assert math.isfinite(again.back(plan))
