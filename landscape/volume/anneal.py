@@ -26,6 +26,7 @@ from landscape.volume.particles import (
     distances,
     drawn,
     level_stream,
+    log_change,
     reweighed,
 )
 from landscape.volume.path import Path
@@ -151,11 +152,10 @@ def _stride(
     particles: Particles, anchor: Tensor, before: tuple[float, float], after: tuple[float, float]
 ) -> Any:
     """Weighted standard deviation, in each island, of the next change of its log-weights."""
-    change = (after[0] - before[0]) * np.nan_to_num(particles.loss, posinf=np.nan)
-    change = change + (after[1] - before[1]) / 2 * distances(particles, anchor)
+    change = log_change(particles, anchor, before=before, after=after)
     share = np.where(np.isfinite(change), particles.share(), 0.0)
     share = share / np.maximum(share.sum(1, keepdims=True), 1e-300)
-    change = np.nan_to_num(change)
+    change = np.where(np.isfinite(change), change, 0.0)
     mean = (share * change).sum(1, keepdims=True)
     size = change.shape[1]
     return np.sqrt((share * (change - mean) ** 2).sum(1) * size / max(size - 1, 1))

@@ -14,9 +14,7 @@ from landscape.volume.pilot import LENGTH
 __all__ = ["ISLAND", "Plan", "planned", "predicted_gradients"]
 
 ISLAND = 8  # Particles in an island.
-_LAG = (
-    5.0  # Variance per squared length, as levels see their particles lag behind (measured 3 to 7).
-)
+_LAG = 5.0  # Variance per squared length, measured: 3 to 7. Without lag it would be 1.
 _AIM = 0.7  # Part of the wanted error that is aimed at.
 _WIDEST = 3.0  # Variance of an island's log-weight that is aimed at, at most.
 _COARSEST = 1.0  # Thermodynamic length between levels beyond which particles lose track.

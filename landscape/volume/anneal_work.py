@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from landscape.units import Progress, Units
@@ -196,19 +197,10 @@ class Work:
         if end is None:
             return math.inf
         islands = max(self.chains // ISLAND // 2, 1)
-        whole, rows = Particles.of_unit(end, self.anchor), slice(0, islands * ISLAND)
-        at = whole.chains.at
+        whole = Particles.of_unit(end, self.anchor)
         particles = replace(
             whole,
-            chains=replace(
-                whole.chains,
-                position=whole.chains.position[rows],
-                at=at._replace(
-                    log_density=at.log_density[rows],
-                    gradient=at.gradient[rows],
-                    carried=tuple(part[rows] for part in at.carried),
-                ),
-            ),
+            chains=whole.chains.take(torch.arange(islands * ISLAND)),
             log_weight=np.zeros((islands, ISLAND)),
             log_scale=np.zeros(islands),
             n_gradients=0,

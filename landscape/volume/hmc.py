@@ -51,6 +51,15 @@ class Chains:
     position: Tensor
     at: Evaluated
 
+    def take(self, rows: Tensor) -> Chains:
+        """The chains of these numbers, (k,), which may repeat."""
+        at = self.at
+        carried = tuple(part[rows] for part in at.carried)
+        return Chains(
+            position=self.position[rows],
+            at=Evaluated(at.log_density[rows], at.gradient[rows], carried),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Move:

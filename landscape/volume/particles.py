@@ -33,6 +33,7 @@ __all__ = [
     "distances",
     "drawn",
     "level_stream",
+    "log_change",
     "log_reference",
     "reweighed",
 ]
@@ -194,6 +195,22 @@ def distances(particles: Particles, anchor: Tensor) -> FloatArray:
     return away.cpu().numpy().reshape(particles.log_weight.shape)
 
 
+def log_change(
+    particles: Particles,
+    anchor: Tensor,
+    *,
+    before: tuple[float, float],
+    after: tuple[float, float],
+) -> FloatArray:
+    """``(beta' - beta) dL + (k' - k) |z - z*|^2 / 2`` between two laws (beta, k), (I, P)."""
+    change = np.zeros(particles.log_weight.shape)
+    if after[0] != before[0]:  # A loss may be infinite.
+        change += (after[0] - before[0]) * particles.loss
+    if after[1] != before[1]:
+        change += (after[1] - before[1]) / 2 * distances(particles, anchor)
+    return change
+
+
 def reweighed(
     particles: Particles,
     anchor: Tensor,
@@ -209,9 +226,7 @@ def reweighed(
     (systematically) below half its particles' effective number, or ``always``: estimates stay
     unbiased.
     """
-    change = (after[0] - before[0]) * particles.loss if after[0] != before[0] else 0.0
-    if after[1] != before[1]:
-        change = change + (after[1] - before[1]) / 2 * distances(particles, anchor)
+    change = log_change(particles, anchor, before=before, after=after)
     logs = particles.log_weight - np.where(np.isfinite(change), change, np.inf)
     particles = replace(particles, log_weight=logs)
     islands, size = logs.shape
@@ -232,15 +247,9 @@ def reweighed(
     rows = torch.from_numpy(
         (chosen.clip(max=size - 1) + np.arange(islands)[:, None] * size).ravel()
     )
-    at = particles.chains.at
     return replace(
         particles,
-        chains=Chains(
-            position=particles.chains.position[rows],
-            at=Evaluated(
-                at.log_density[rows], at.gradient[rows], tuple(c[rows] for c in at.carried)
-            ),
-        ),
+        chains=particles.chains.take(rows),
         log_weight=np.where(poor[:, None], 0.0, logs),
         log_scale=np.where(poor, particles.log_partition(), particles.log_scale),
         n_resampled=particles.n_resampled + int(poor.sum()),

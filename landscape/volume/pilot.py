@@ -33,9 +33,7 @@ FloatArray = NDArray[np.float64]
 MetricAt = Callable[[Tensor, int], Metric]
 """Mean curvature at positions (m, n); the number tells calls apart, for their random streams."""
 
-LENGTH = (
-    1.0  # Of a trajectory, where pi / 2 makes independent draws: more, shorter levels are better.
-)
+LENGTH = 1.0  # Of a trajectory: pi / 2 makes independent draws, more and shorter ones do better.
 _STRIDE = 0.5  # Thermodynamic length between levels: chains that lag accept too easily.
 _RATE = 0.3  # Of the adaptation of steps.
 _FIRST_STEP = 0.3
@@ -94,9 +92,7 @@ class Scout:
 
     def __post_init__(self) -> None:
         stored = [] if self.state is None else np.asarray(self.state["rows"]).tolist()
-        self._stored = [
-            _Row._make([*row[:-1], int(row[-1])]) for row in np.asarray(stored).tolist()
-        ]
+        self._stored = [_Row._make([*row[:-1], int(row[-1])]) for row in stored]
         self._log: list[_Row] = []
         self._kept: list[_Row] = []
         self._settled = 1  # Rows up to an end that stands.
