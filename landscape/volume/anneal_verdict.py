@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
+from landscape.flat.learning import effective_dimension
 from landscape.volume.anneal_records import Annealing, Check, Curve
 from landscape.volume.belief import Start, agree, checks, start
 from landscape.volume.islands import Islands, volumes
 from landscape.volume.options import VolumeOptions
 from landscape.volume.records import VolumeEstimate
+from landscape.volume.weights import log_mean_exp
 
 __all__ = ["Verdict", "unknown", "verdict"]
 
@@ -98,7 +99,7 @@ def verdict(
     agreed = curve.radius[curve.agrees]
     markov = np.array(
         [
-            _plain_mean(volumes(main, mark, float(cutoff), radius * math.sqrt(n))) - _MARKOV
+            log_mean_exp(volumes(main, mark, float(cutoff), radius * math.sqrt(n))) - _MARKOV
             for mark, cutoff in zip(marks, cutoffs, strict=True)
         ]
     )
@@ -107,7 +108,7 @@ def verdict(
         reverse[goal] = min(
             upper
             + found[goal].volume.value
-            - _plain_mean(main.log_partition[main.marks[marks[goal]]]),
+            - log_mean_exp(main.log_partition[main.marks[marks[goal]]]),
             0.0,
         )
     annealing = Annealing(
@@ -146,11 +147,6 @@ def _one_start() -> Check:
         passed=False,
         remedy="a larger --budget: one start proves nothing",
     )
-
-
-def _plain_mean(logs: FloatArray) -> float:
-    """Log of the mean, unbiased as it stands."""
-    return float(special.logsumexp(logs)) - math.log(len(logs))
 
 
 def _curve(
@@ -208,10 +204,10 @@ def _estimate(
     logs = np.minimum([v.value for v in volumes_], 0.0)
     bound = np.array([not converged or v.label != "estimate" for v in volumes_])
     beta = main.beta[main.marks[np.asarray(marks)]]
-    slope = np.where(beta > 0, beta * cutoffs, np.nan)
+    dimension = np.where(beta > 0, 2 * beta * cutoffs, np.nan)
     if len(cutoffs) >= 3 and np.isfinite(logs).all():
         order = np.argsort(cutoffs)
-        slope[order] = np.gradient(logs[order], np.log(cutoffs[order]))
+        dimension[order] = effective_dimension(cutoffs[order], logs[order])
     size = main.draw_loss.shape[-1]
     return VolumeEstimate(
         method_name="anneal",
@@ -225,7 +221,7 @@ def _estimate(
         width=unknown,
         location=unknown,
         remainder=unknown,
-        effective_dimension=2 * slope,
+        effective_dimension=dimension,
         tilt=beta,
         n_samples=np.array([s.islands for s in found], dtype=np.int64),
         ess=np.array([v.ess for v in volumes_]),

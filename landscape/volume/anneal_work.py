@@ -19,6 +19,7 @@ from landscape.volume.islands import Islands
 from landscape.volume.particles import Energy, Particles, log_reference
 from landscape.volume.path import Metric, Path, Trail
 from landscape.volume.pilot import MetricAt, Scout
+from landscape.volume.weights import log_mean_exp
 
 __all__ = ["DRAWS", "SpentError", "Work", "run_label"]
 
@@ -215,8 +216,7 @@ class Work:
             stream=("reverse", 0),
             start=particles,
         )
-        logs = found.log_partition[-1]
-        mean = float(np.log(np.exp(logs - logs.max()).mean()) + logs.max())
+        mean = float(log_mean_exp(found.log_partition[-1]))
         bound = log_reference(self.anchor, float(path.tether[-1])) - mean + math.log(20)
         self.units.put("anneal/reverse", {"bound": bound, "n_gradients": found.n_gradients})
         self.units.drop(_state(label))

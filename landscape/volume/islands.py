@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+
+from landscape.volume.weights import log_mean_exp
 
 __all__ = [
     "Islands",
@@ -131,9 +132,7 @@ def volumes(islands: Islands, mark: int, cutoff: float, reach: float = math.inf)
         (i,).
     """
     logs = _log_weights(islands, mark, cutoff, reach)
-    with np.errstate(divide="ignore"):
-        inner = special.logsumexp(logs, axis=(0, 2)) - math.log(logs[:, 0].size)
-    found: FloatArray = islands.log_scale[mark] + inner
+    found: FloatArray = islands.log_scale[mark] + log_mean_exp(logs, axis=(0, 2))
     return found
 
 

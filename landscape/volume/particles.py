@@ -24,6 +24,7 @@ from landscape.memory import stored_tensor
 from landscape.rng import stream
 from landscape.volume.hmc import Chains, Evaluated, Move, evaluate, move
 from landscape.volume.mass import Mass
+from landscape.volume.weights import log_mean_exp
 
 __all__ = [
     "Energy",
@@ -123,16 +124,7 @@ class Particles:
 
     def log_partition(self) -> FloatArray:
         """Unbiased estimates of Z (in logs), one an island, (I,)."""
-        return self.log_scale + _log_mean(self.log_weight)
-
-
-def _log_mean(logs: FloatArray) -> FloatArray:
-    """Log of the mean over the last axis."""
-    top = logs.max(-1)
-    safe = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore"):
-        found: FloatArray = np.log(np.exp(logs - safe[..., None]).mean(-1)) + safe
-    return found
+        return self.log_scale + log_mean_exp(self.log_weight)
 
 
 def log_reference(anchor: Tensor, tether: float) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.flat.learning import effective_dimension
 from landscape.priors import Prior, UniformPrior
 from landscape.units import Progress, Units
 from landscape.volume.curvature import Proposal
@@ -202,11 +203,11 @@ def estimate_rays(rays: Rays, *, path: str, error: float) -> tuple[VolumeEstimat
     # A share of the prior's mass is at most 1, whatever rounding and noise say.
     logs = np.minimum([f.log_volume for f in found], 0.0)
     bound = np.array([f.label != "estimate" for f in found])
-    slope = unknown
+    dimension = unknown
     if len(found) >= 3 and np.isfinite(logs).all() and not bound.any():
         order = np.argsort(rays.cutoff)
-        slope = np.empty(len(found))
-        slope[order] = np.gradient(logs[order], np.log(rays.cutoff[order]))
+        dimension = np.empty(len(found))
+        dimension[order] = effective_dimension(rays.cutoff[order], logs[order])
     estimate = VolumeEstimate(
         method_name="radial",
         path=path,
@@ -219,7 +220,7 @@ def estimate_rays(rays: Rays, *, path: str, error: float) -> tuple[VolumeEstimat
         width=unknown,
         location=unknown,
         remainder=unknown,
-        effective_dimension=2 * slope,
+        effective_dimension=dimension,
         tilt=unknown,
         n_samples=np.array([f.n_rays for f in found], dtype=np.int64),
         ess=np.array([f.ess for f in found]),

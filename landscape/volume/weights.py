@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-__all__ = ["LogMean", "log_mean", "mean_of_estimates", "tail_index"]
+__all__ = ["LogMean", "log_mean", "log_mean_exp", "mean_of_estimates", "tail_index"]
 
 FloatArray = NDArray[np.float64]
 
@@ -49,6 +49,15 @@ class LogMean:
     tail_index: float
 
 
+def log_mean_exp(logs: FloatArray, axis: int | tuple[int, ...] = -1) -> FloatArray:
+    """Log of the mean of ``exp(logs)`` over some axes; -inf where all are."""
+    axes = (axis,) if isinstance(axis, int) else axis
+    count = math.prod(logs.shape[a] for a in axes)
+    with np.errstate(divide="ignore"):
+        total: FloatArray = special.logsumexp(logs, axis=axes)
+    return total - math.log(count)
+
+
 def log_mean(logs: FloatArray) -> LogMean:
     """Log of the mean weight with a jackknife error and a 95% interval.
 
@@ -74,7 +83,7 @@ def log_mean(logs: FloatArray) -> LogMean:
     et al., Pareto smoothed importance sampling, JMLR 25 (2024), section 3.2 (the threshold).
     """
     count = len(logs)
-    value = float(special.logsumexp(logs)) - math.log(count)
+    value = float(log_mean_exp(logs))
     share = special.softmax(logs) if value > -math.inf else np.zeros(count)
     ess = float(1 / (share**2).sum()) if share.any() else 0.0
     stderr, bias, acceleration = _jackknife(share)
