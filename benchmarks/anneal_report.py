@@ -5,9 +5,6 @@ Usage: python benchmarks/anneal_report.py benchmarks/results/anneal_accuracy.jso
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import anneal_tables as tables
@@ -19,6 +16,7 @@ from anneal_figure import draw
 from anneal_learning import BURN, CHAINS, DRAWS
 from anneal_quadratics import ERROR, RAYS, SEEDS
 from anneal_targets import targets
+from report import write_report
 from volume_problems import SPECTRA
 
 Record = dict[str, Any]
@@ -139,15 +137,5 @@ def render(results: Record, picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """Render the file named on the command line."""
-    source = Path(sys.argv[1])
-    results = json.loads(source.read_text())
-    picture = source.with_suffix(".png")
-    draw(results, picture)
-    source.with_suffix(".md").write_text(render(results, picture.name))
-    print(source.with_suffix(".md"))
-
-
 if __name__ == "__main__":
-    main()
+    write_report(draw, render)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -266,15 +267,17 @@ def render(results: dict[str, Any], picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """Render the file named on the command line."""
+def write_report(
+    draw: Callable[[dict[str, Any], Path], None], render: Callable[[dict[str, Any], str], str]
+) -> None:
+    """Draw and render the results file that is named on the command line, beside it."""
     source = Path(sys.argv[1])
     results = json.loads(source.read_text())
     picture = source.with_suffix(".png")
-    draw(results, GOALS, picture)
+    draw(results, picture)
     source.with_suffix(".md").write_text(render(results, picture.name))
     print(source.with_suffix(".md"))
 
 
 if __name__ == "__main__":
-    main()
+    write_report(lambda results, picture: draw(results, GOALS, picture), render)

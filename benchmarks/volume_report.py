@@ -5,13 +5,10 @@ Usage: python benchmarks/volume_report.py benchmarks/results/volume_accuracy.jso
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-from report import table
+from report import table, write_report
 from scipy import stats
 from volume_figure import draw
 
@@ -282,15 +279,5 @@ def render(results: dict[str, Any], picture: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """Render the file named on the command line."""
-    source = Path(sys.argv[1])
-    results = json.loads(source.read_text())
-    picture = source.with_suffix(".png")
-    draw(results, picture)
-    source.with_suffix(".md").write_text(render(results, picture.name))
-    print(source.with_suffix(".md"))
-
-
 if __name__ == "__main__":
-    main()
+    write_report(draw, render)

@@ -41,20 +41,6 @@ def result():
     return annealed_result()
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory, result) -> bytes:
-    path = tmp_path_factory.mktemp("stored") / "a.h5"
-    save(path, result)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def file(tmp_path, stored):
-    path = tmp_path / "result.h5"
-    path.write_bytes(stored)
-    return path
-
-
 class TestRoundTrip:
     def test_every_field(self, file, result):
         back = load(file)

@@ -7,43 +7,25 @@ import math
 import networks
 import pytest
 import torch
+from small_networks import (
+    Branching,
+    Captured,
+    InPlace,
+    batch_normed,
+    draw,
+    make,
+    mlp,
+    points_about,
+)
 from torch import nn
 from torch.nn import functional
 
 from landscape.criteria import CrossEntropy
-from landscape.data import materialise
 from landscape.errors import NotFiniteError, TaskError, TerminatedError, UsageError
 from landscape.operators import curvature
-from landscape.risk import Risk
-from landscape.task import Task
 from landscape.volume.excess import ExcessLoss
 
 KINDS = ("task", "behaviour", "relabelled")
-
-
-def draw(*shape, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-LABELS = torch.randint(3, (24,), generator=torch.Generator().manual_seed(2))
-
-
-def make(module, inputs, targets=LABELS, criterion="cross_entropy", loss="task", **options):
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        model = module()
-    forward = {"forward": options.pop("forward")} if "forward" in options else {}
-    task = Task(model=model, data=(inputs, targets), criterion=criterion, **forward)
-    return Risk(task, materialise(task.data), loss=loss, **{"batch_size": 10, **options})
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
-
-
-def points_about(risk, count=6, scale=0.1, seed=3):
-    return risk.space.vector().double() + scale * draw(count, risk.n, seed=seed)
 
 
 def assigned(risk, points):
@@ -175,13 +157,6 @@ class Tied(nn.Module):
         return self.unembed(torch.tanh(self.mix(self.embed(x))))
 
 
-def normed():
-    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
-    net[1].running_mean.fill_(0.3)
-    net[1].running_var.fill_(2.0)
-    return net
-
-
 class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
@@ -201,31 +176,6 @@ class Recurrent(nn.Module):
         return self.out(self.cell(x)[0][:, -1])
 
 
-class Branching(nn.Module):
-    """Control flow that depends on the parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(5, 3)
-
-    def forward(self, x):
-        outputs = self.linear(x)
-        return outputs.tanh() if outputs.sum() > 0 else outputs
-
-
-class InPlace(nn.Module):
-    """Writes into a tensor that does not depend on the parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(5, 3)
-
-    def forward(self, x):
-        outputs = torch.zeros(len(x), 3, dtype=x.dtype)
-        outputs += self.linear(x)
-        return outputs
-
-
 class Square(torch.autograd.Function):
     """No rule for vmap."""
 
@@ -236,19 +186,6 @@ class Square(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         raise NotImplementedError
-
-
-class Captured:
-    """A forward function that keeps the parameters' own tensors: vmap sees no change at all."""
-
-    def __init__(self):
-        self.weights = None
-
-    def __call__(self, model, batch):
-        if self.weights is None:
-            self.weights = list(model.parameters())
-        first, bias, second, shift = self.weights
-        return torch.tanh(batch[0] @ first.T + bias) @ second.T + shift
 
 
 def plain(outputs, batch):
@@ -262,7 +199,7 @@ def by_value(outputs, batch):
 
 PIECES = {
     "tied": (Tied, torch.arange(24) % 3, {}),
-    "BatchNorm": (normed, draw(24, 5), {}),
+    "BatchNorm": (batch_normed, draw(24, 5), {}),
     "dropout": (lambda: nn.Sequential(mlp(), nn.Dropout(0.5)), draw(24, 5), {}),
     "encoder": (Encoder, draw(24, 5, 6), {}),
     "custom criterion": (mlp, draw(24, 5), {"criterion": plain}),
@@ -332,7 +269,7 @@ def test_only_selected_parameters_vary(module, params):
 
 @pytest.mark.parametrize("chunk", [1, 64])
 def test_the_model_is_left_as_it_was(chunk):
-    risk = make(normed, draw(24, 5), dtype=torch.float32, loss="behaviour")
+    risk = make(batch_normed, draw(24, 5), dtype=torch.float32, loss="behaviour")
     ggn = curvature("ggn", risk)
     v = draw(risk.n).float()
     before = ggn.matvec(v)  # Keeps graphs, which assignments in place would make invalid.

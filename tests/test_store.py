@@ -119,20 +119,6 @@ def result() -> HessianResult:
     )
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory, result) -> bytes:
-    path = tmp_path_factory.mktemp("stored") / "a.h5"
-    save(path, result)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def file(tmp_path, stored):
-    path = tmp_path / "result.h5"
-    path.write_bytes(stored)
-    return path
-
-
 def assert_same(a: object, b: object) -> None:
     """Equal bit for bit, types included."""
     assert type(a) is type(b)

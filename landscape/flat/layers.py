@@ -173,7 +173,7 @@ def affine(r: Record, axis: Axis, function: str, weight: Any, bias: Any, place: 
     return after
 
 
-@rule("layer_norm", "rms_norm")
+@rule("layer_norm")
 def layer_norm(
     r: Record,
     result: Tensor,

@@ -10,28 +10,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from task_files import SHIFT
 
 import landscape
 
 QUICK = ("--samples", "40")
-
-# Half the squared distance of the last layer's bias from its own value: a quadratic form in two
-# directions, flat in all others.
-TWO = {
-    "model": "Shift()",
-    "data": "(INPUTS, INPUTS[:, :2])",
-    "criterion": "'mse'",
-    "extra": """
-class Shift(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(2))
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x):
-        return self.shift + 0 * x[:, :2] + 0 * self.unused
-""",
-}
 
 
 @pytest.fixture
@@ -85,7 +68,7 @@ def test_a_result_and_nothing_to_do_the_second_time(volume, tiny):
 
 def test_a_closed_form(volume, tiny):
     """V = P(chi^2_2 noncentral <= 2 cutoff / sigma^2) for |b - b*|^2 / 2 and b ~ N(0, sigma^2)."""
-    task = tiny.write_task("two.py", **TWO)
+    task = tiny.write_task("two.py", **SHIFT)
     state = {"shift": torch.tensor([0.25, -0.5]), "unused": torch.tensor([1.0])}
     checkpoint = tiny.write_checkpoint("step_1.safetensors", state)
     options = ("--sigma", "0.5", "--cutoff", "0.02,0.3", "--samples", "400")
