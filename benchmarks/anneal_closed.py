@@ -16,7 +16,7 @@ from anneal_units import Units
 from scipy import integrate, special
 
 from landscape.volume.anneal_records import Annealing
-from landscape.volume.weights import mean_of_estimates
+from landscape.volume.islands import evaluated
 
 SEEDS, COPIES_SEEDS = 20, 3
 ERROR = 1.0  # Asked for, in nats.
@@ -192,7 +192,7 @@ def _partition(name: str, seed: int) -> Record:
 
     def beyond(annealing: Annealing) -> Record:
         level = int(annealing.ladder.marks[int(annealing.marks[0])])
-        found = mean_of_estimates(annealing.ladder.log_partition[level])
+        found = evaluated(annealing.ladder, level)
         return {
             "truth": COPIES * math.log(form.partition(float(annealing.ladder.beta[level]))),
             "value": found.value,

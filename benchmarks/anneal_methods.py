@@ -12,12 +12,11 @@ from landscape.partial import MemoryUnits
 from landscape.units import silent
 from landscape.volume.anneal_job import Annealer
 from landscape.volume.anneal_records import Annealing
-from landscape.volume.islands import integrated, volumes
+from landscape.volume.islands import evaluated, integrated, volumes
 from landscape.volume.options import VolumeOptions
 from landscape.volume.particles import Energy
 from landscape.volume.pilot import MetricAt
 from landscape.volume.records import VolumeEstimate
-from landscape.volume.weights import mean_of_estimates
 
 Record = dict[str, Any]
 
@@ -82,7 +81,7 @@ def told(estimate: VolumeEstimate, annealing: Annealing, cutoff: float, n: int) 
     """
     reach = annealing.radius * math.sqrt(n)
     ladder, mark = annealing.ladder, int(annealing.marks[0])
-    interval = mean_of_estimates(volumes(ladder, mark, cutoff, reach))
+    interval = evaluated(ladder, int(ladder.marks[mark]), volumes(ladder, mark, cutoff, reach))
     total = integrated(ladder)[ladder.marks[mark]]
     return {
         "value": interval.value,

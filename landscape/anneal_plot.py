@@ -12,9 +12,8 @@ from scipy.stats import t as t_law
 from landscape.plotting import ORANGE
 from landscape.volume.anneal_records import Annealing, Curve
 from landscape.volume.anneal_summary import at_radius, judgement
-from landscape.volume.islands import Islands, integrated, volumes
+from landscape.volume.islands import Islands, evaluated, integrated, volumes
 from landscape.volume.records import VolumeEstimate, VolumeResult
-from landscape.volume.weights import mean_of_estimates
 from landscape.volume_plot import PURPLE, UNCLIPPED, interval_line, method_colour, unit_of
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def partition_panels(axes: Axes, below: Axes, ladder: Islands) -> None:
     mean, half = _spread(integrated(ladder))
     levels = _Levels.of(ladder)
     x, some = levels.x, levels.some
-    found = [mean_of_estimates(ladder.log_partition[level]) for level in some]
+    found = [evaluated(ladder, int(level)) for level in some]
     value, lower, upper = (
         np.array([getattr(one, name) for one in found]) for name in ("value", "lower", "upper")
     )

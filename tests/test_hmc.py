@@ -46,15 +46,16 @@ def test_masses_are_their_dense_matrices(n, d):
     root = vectors @ torch.diag(values.sqrt()) @ vectors.T
     assert torch.allclose(mass.inverse(rows), rows @ torch.linalg.inv(matrix), atol=1e-12)
     assert torch.allclose(mass.root(rows), rows @ root, atol=1e-12)
+    assert torch.allclose(mass.inverse_root(mass.root(rows)), rows, atol=1e-12)
     twice = mass.root(mass.root(rows))
     assert torch.allclose(twice, rows @ matrix, atol=1e-11)
     assert torch.allclose(mass.inverse(twice), rows, atol=1e-11)
 
 
-def test_momenta_have_the_mass_as_covariance():
+def test_velocities_have_the_inverse_mass_as_covariance():
     mass = mass_of(4, 2)
-    momenta = mass.root(draw(40_000, 4, seed=2))
-    found, expected = momenta.T @ momenta / 40_000, dense(mass, 4)
+    rows = mass.inverse_root(draw(40_000, 4, seed=2))
+    found, expected = rows.T @ rows / 40_000, torch.linalg.inv(dense(mass, 4))
     variance = expected.diagonal()
     spread = ((variance[:, None] * variance + expected**2) / 40_000).sqrt()
     assert ((found - expected).abs() < 4 * spread).all()
@@ -63,7 +64,7 @@ def test_momenta_have_the_mass_as_covariance():
 def test_rows_are_not_written_to():
     mass, rows = mass_of(6, 3), draw(2, 6)
     before = rows.clone()
-    mass.inverse(rows), mass.root(rows)
+    mass.inverse(rows), mass.root(rows), mass.inverse_root(rows)
     assert torch.equal(rows, before)
 
 
@@ -104,44 +105,67 @@ def identity(n):
     return Mass(vectors=torch.zeros(0, n, dtype=F64), values=torch.zeros(0, dtype=F64), rest=1.0)
 
 
+def off_centre(n):
+    """A centre that no target here has."""
+    return torch.linspace(-0.3, 0.2, n, dtype=F64)
+
+
+def once(chains, target, mass, *, step, length=1.0, stream=None):
+    """One move about a centre that is not the target's."""
+    return move(
+        chains,
+        target,
+        mass,
+        centre=off_centre(chains.position.shape[1]).to(chains.position),
+        step=step,
+        length=length,
+        generator=generator() if stream is None else stream,
+    )
+
+
 def run(chains, target, mass, *, moves, step, length=1.0, seed=0):
     stream = generator(seed)
     found = []
     for _ in range(moves):
-        found.append(move(chains, target, mass, step=step, length=length, generator=stream))
+        found.append(once(chains, target, mass, step=step, length=length, stream=stream))
         chains = found[-1].chains
     return chains, found
 
 
-# Leapfrog ---------------------------------------------------------------------------------------
+# Trajectories -----------------------------------------------------------------------------------
 
 
 class Tracked:
-    """A mass with a given momentum, which sees momenta and positions go by."""
+    """A mass with given velocities, which sees velocities go by."""
 
-    def __init__(self, mass, momentum):
-        self.mass, self.momentum, self.seen = mass, momentum, []
+    def __init__(self, mass, velocity):
+        self.mass, self.velocity, self.seen = mass, velocity, []
+
+    def inverse_root(self, rows):
+        return self.velocity
 
     def root(self, rows):
-        return self.momentum
+        self.seen.append(rows.clone())
+        return self.mass.root(rows)
 
     def inverse(self, rows):
-        self.seen.append(rows.clone())
         return self.mass.inverse(rows)
 
 
-def trajectory(target, mass, position, momentum, *, step, length=1.0, seed=0):
-    """Where a trajectory ends, whatever becomes of it: position, momentum, steps."""
-    tracked, places = Tracked(mass, momentum), []
+def trajectory(target, mass, position, velocity, *, step, length=1.0, seed=0, centre=None):
+    """Where a trajectory ends, whatever becomes of it: position, velocity, steps."""
+    tracked, places = Tracked(mass, velocity), []
 
     def watched(z):
         places.append(z.clone())
         return target(z)
 
+    n = position.shape[1]
     moved = move(
         evaluate(target, position),
         watched,
         tracked,
+        centre=off_centre(n) if centre is None else centre,
         step=step,
         length=length,
         generator=generator(seed),
@@ -150,29 +174,33 @@ def trajectory(target, mass, position, momentum, *, step, length=1.0, seed=0):
     return places[-1], tracked.seen[-1], len(places)
 
 
-def energies(target, mass, position, momentum):
-    return (momentum * mass.inverse(momentum)).sum(1) / 2 - target(position).log_density
+def energies(target, mass, position, velocity):
+    return mass.root(velocity).square().sum(1) / 2 - target(position).log_density
+
+
+def velocities(mass, count, n):
+    return mass.inverse_root(draw(count, n, seed=2))
 
 
 @pytest.mark.parametrize("n", [1, 2, 6])
-def test_trajectories_return_when_the_momentum_is_turned(n):
+def test_trajectories_return_when_the_velocity_is_turned(n):
     mass, position = mass_of(n, n // 2), draw(20, n, seed=1)
-    momentum = mass.root(draw(20, n, seed=2))
+    velocity = velocities(mass, 20, n)
     options = {"step": 0.2, "length": 3.0}
-    far, last, steps = trajectory(bent, mass, position, momentum, **options)
+    far, last, steps = trajectory(bent, mass, position, velocity, **options)
     assert steps > 5
     assert (far - position).norm(dim=1).median() > 0.5
     back, first, _ = trajectory(bent, mass, far, -last, **options)
     assert torch.allclose(back, position, atol=1e-10)
-    assert torch.allclose(-first, momentum, atol=1e-10)
+    assert torch.allclose(-first, velocity, atol=1e-10)
 
 
 def test_trajectories_keep_volumes():
     mass, start = mass_of(2, 1), draw(1, 4, seed=1)[0]
 
     def flow(state):
-        z, p = state[None, :2], state[None, 2:]
-        end = trajectory(bent, mass, z, p, step=0.3, length=2.0)
+        z, v = state[None, :2], state[None, 2:]
+        end = trajectory(bent, mass, z, v, step=0.3, length=2.0)
         return torch.cat([end[0][0], end[1][0]])
 
     shift = 1e-5 * torch.eye(4, dtype=F64)
@@ -182,11 +210,11 @@ def test_trajectories_keep_volumes():
 
 def test_energy_errors_fall_as_the_square_of_the_step():
     mass, position = mass_of(3, 1), 0.5 * draw(300, 3, seed=1)
-    momentum = mass.root(draw(300, 3, seed=2))
-    before = energies(bent, mass, position, momentum)
+    velocity = velocities(mass, 300, 3)
+    before = energies(bent, mass, position, velocity)
     errors = []
     for step in (0.1, 0.05, 0.025):
-        far, last, _ = trajectory(bent, mass, position, momentum, step=step, length=2.0)
+        far, last, _ = trajectory(bent, mass, position, velocity, step=step, length=2.0)
         error = energies(bent, mass, far, last) - before
         errors.append(float(error.square().mean().sqrt()))
     assert errors[0] < 0.2
@@ -194,16 +222,45 @@ def test_energy_errors_fall_as_the_square_of_the_step():
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.2)
 
 
+def test_a_gaussian_with_the_mass_and_the_centre_is_followed_exactly():
+    """At the largest step, in a thousand dimensions: the solution is a rotation."""
+    n = 1000
+    values = torch.logspace(-2, 4, n, dtype=F64)
+    mass = Mass(vectors=torch.eye(n, dtype=F64), values=values, rest=1.0)
+    centre = draw(n, seed=4)
+
+    def target(z):
+        return Evaluated(-((z - centre).square() * values).sum(1) / 2, (centre - z) * values)
+
+    position, velocity = centre + mass.inverse_root(draw(8, n, seed=1)), velocities(mass, 8, n)
+    options = {"step": hmc.LONGEST, "length": 1.0, "centre": centre}
+    far, last, steps = trajectory(target, mass, position, velocity, **options)
+    assert steps == 1
+    # One angle for all: from both components of the first coordinate.
+    x, v = (position - centre)[0, 0], velocity[0, 0]
+    angle = math.atan2(
+        float((far - centre)[0, 0] * v - last[0, 0] * x),
+        float((far - centre)[0, 0] * x + last[0, 0] * v),
+    )
+    assert 0.9 * hmc.LONGEST <= angle <= 1.1 * hmc.LONGEST
+    turned = (position - centre) * math.cos(angle) + velocity * math.sin(angle)
+    assert torch.allclose(far - centre, turned, rtol=1e-10, atol=1e-10)
+    chains = evaluate(target, position)
+    options["generator"] = generator()
+    assert float(move(chains, target, mass, **options).acceptance.min()) > 1 - 1e-9
+
+
 def test_the_acceptance_is_that_of_the_energy_error():
     mass, position = mass_of(2, 1), draw(500, 2, seed=1)
-    momentum = mass.root(draw(500, 2, seed=2))
-    far, last, _ = trajectory(bent, mass, position, momentum, step=0.4, length=2.0)
-    error = energies(bent, mass, far, last) - energies(bent, mass, position, momentum)
+    velocity = velocities(mass, 500, 2)
+    far, last, _ = trajectory(bent, mass, position, velocity, step=0.5, length=2.0)
+    error = energies(bent, mass, far, last) - energies(bent, mass, position, velocity)
     moved = move(
         evaluate(bent, position),
         bent,
-        Tracked(mass, momentum),
-        step=0.4,
+        Tracked(mass, velocity),
+        centre=off_centre(2),
+        step=0.5,
         length=2.0,
         generator=generator(),
     )
@@ -222,7 +279,7 @@ def test_lengths_are_random_and_shared():
     target, _, exact = gaussian(3)
     chains = evaluate(target, exact(6, 0))
     for seed in range(40):
-        moved = move(chains, target, identity(3), step=0.1, length=1.0, generator=generator(seed))
+        moved = once(chains, target, identity(3), step=0.1, length=1.0, stream=generator(seed))
         assert moved.n_gradients % 6 == 0
         seen.add(moved.n_gradients // 6)
     assert min(seen) >= math.ceil(0.5 / 0.11)
@@ -288,8 +345,8 @@ def test_a_law_that_is_not_gaussian_is_invariant():
 
 WRONG = {
     "always accepted": ("_chosen", lambda accepted, new, old: new),
-    "momentum forgotten": ("_kinetic", lambda p, mass: torch.zeros(len(p), dtype=F64)),
-    "momentum doubled": ("_kinetic", lambda p, mass: (p * mass.inverse(p)).sum(1)),
+    "velocity forgotten": ("_kinetic", lambda v, mass: torch.zeros(len(v), dtype=F64)),
+    "velocity doubled": ("_kinetic", lambda v, mass: mass.root(v).square().sum(1)),
 }
 
 
@@ -371,7 +428,7 @@ def test_chains_leave_a_place_without_density():
         return Evaluated(torch.where(inside, 0.0, -math.inf), torch.full_like(z, -5.0))
 
     chains = evaluate(target, torch.full((50, 1), 1.5, dtype=F64))
-    moved = move(chains, target, identity(1), step=0.5, length=1.0, generator=generator())
+    moved = once(chains, target, identity(1), step=0.5, length=1.0)
     assert (moved.chains.position < 1).all()
     assert not moved.divergent.any()
 
@@ -385,12 +442,12 @@ def test_divergences_are_counted_and_rejected():
 
     position = draw(30, 2) / stiff.sqrt()
     chains = evaluate(target, position)
-    moved = move(chains, target, identity(2), step=1.0, length=5.0, generator=generator())
+    moved = once(chains, target, identity(2), step=1.0, length=5.0)
     assert moved.divergent.all()
     assert not moved.acceptance.any()
     assert torch.equal(moved.chains.position, position)
     good = Mass(vectors=torch.eye(2, dtype=F64), values=stiff, rest=1.0)
-    moved = move(chains, target, good, step=0.5, length=5.0, generator=generator())
+    moved = once(chains, target, good, step=0.5, length=5.0)
     assert not moved.divergent.any()
     assert float(moved.acceptance.mean()) > 0.8
 
@@ -406,7 +463,7 @@ def test_what_is_carried_follows_its_chain():
 
     chains = evaluate(target, draw(200, 2))
     for _ in range(4):
-        moved = move(chains, target, identity(2), step=0.6, length=2.0, generator=generator(1))
+        moved = once(chains, target, identity(2), step=0.6, length=2.0, stream=generator(1))
         stayed = (moved.chains.position == chains.position).all(1)
         assert 10 < int(stayed.sum()) < 190
         chains = moved.chains
@@ -432,7 +489,7 @@ def test_moves_do_not_touch_where_they_began():
     target, _, exact = gaussian(4)
     chains = evaluate(target, exact(10, 0))
     before = (chains.position.clone(), chains.at.log_density.clone(), chains.at.gradient.clone())
-    move(chains, target, identity(4), step=0.5, length=1.0, generator=generator())
+    once(chains, target, identity(4), step=0.5, length=1.0)
     after = (chains.position, chains.at.log_density, chains.at.gradient)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -446,7 +503,7 @@ def test_a_gradient_for_each_step_and_chain():
 
     chains = evaluate(target, draw(7, 2))
     assert calls == [7]
-    moved = move(chains, target, identity(2), step=0.1, length=1.0, generator=generator())
+    moved = once(chains, target, identity(2), step=0.1, length=1.0)
     assert sum(calls) == 7 + moved.n_gradients
 
 
@@ -454,12 +511,11 @@ def test_steps_adapt_towards_an_acceptance_of_nine_tenths():
     assert adapted(0.5, 0.9, rate=0.3) == 0.5
     assert adapted(0.5, 1.0, rate=0.3) == pytest.approx(0.5 * math.exp(0.03))
     assert adapted(0.5, 0.2, rate=0.3) < 0.5
+    assert adapted(hmc.LONGEST, 1.0, rate=0.3) == hmc.LONGEST
     target, _, exact = gaussian(20)
     step, chains, accepted = 0.3, evaluate(target, exact(16, 0)), []
     for seed in range(150):
-        moved = move(
-            chains, target, metric_of_gaussian(20), step=step, length=1.0, generator=generator(seed)
-        )
+        moved = once(chains, target, identity(20), step=step, stream=generator(seed))
         accepted.append(float(moved.acceptance.mean()))
         step, chains = adapted(step, accepted[-1], rate=0.3), moved.chains
     assert np.mean(accepted[50:]) == pytest.approx(0.9, abs=0.03)

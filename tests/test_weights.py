@@ -173,6 +173,70 @@ def test_few_estimates_by_their_definition():
         assert (found.ess, found.largest_share) == (plain.ess, plain.largest_share)
 
 
+def paths(variance, *, parts=16, count=8, memory=0.0, runs=400, seed=3):
+    """Parts of logs of estimates whose mean is 1, (runs, parts, count), each sharing its end."""
+    noise = np.random.default_rng(seed).normal(size=(runs, parts + 1, count))
+    steps = noise[:, 1:] + memory * noise[:, :-1]
+    scale = math.sqrt(variance / np.mean(steps.sum(1).var()))
+    return steps * scale - variance / 2 / parts
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.8])
+@pytest.mark.parametrize("variance", [0.3, 1.0, 3.0, 5.0])
+def test_the_parts_of_a_path_show_the_variance(variance, memory):
+    """Intervals hold as often as they say, and are shorter than those without parts."""
+    steps = paths(variance, memory=memory)
+    found = [mean_of_estimates(part.sum(0), part) for part in steps]
+    without = [mean_of_estimates(part.sum(0)) for part in steps]
+    held = np.mean([f.lower <= 0 <= f.upper for f in found])
+    assert 0.92 <= held <= 0.98
+    known = [f for f in found if f.label == "estimate"]
+    values = np.array([f.value for f in known])
+    assert len(known) >= (0.75 if variance > 3 else 0.99) * len(found)
+    assert abs(values.mean()) < 0.1 * math.sqrt(variance)
+    error = math.sqrt(np.mean([f.stderr**2 for f in known]))
+    assert error == pytest.approx(values.std(), rel=0.15)
+    if variance >= 1:
+        others = [f.stderr for f in without if f.label == "estimate"]
+        assert error < 0.9 * math.sqrt(np.mean(np.square(others)))
+
+
+def test_what_lasts_as_long_as_the_path_is_not_explained_by_its_parts():
+    """Half of the variance is there from the start and never changes again: a place of its own."""
+    rng = np.random.default_rng(0)
+    held = []
+    for part in paths(0.2):
+        # Spread thinly over all parts, where it hides among their noise.
+        part += rng.normal(size=part.shape[1]) * math.sqrt(2.0) / len(part) - 1.0 / len(part)
+        found = mean_of_estimates(part.sum(0), part)
+        held.append(found.lower <= 0 <= found.upper)
+    assert np.mean(held) >= 0.85
+
+
+def test_parts_of_nothing_and_parts_that_are_not_finite_change_nothing():
+    logs = np.array([-3.0, -2.0, -4.5, -2.5, -3.5, -3.0])
+    alone = mean_of_estimates(logs)
+    assert alone.freedom == 5
+    assert mean_of_estimates(logs, np.zeros((3, 6))) == alone
+    endless = np.vstack([np.full(6, -math.inf), logs])
+    assert mean_of_estimates(logs, endless) == alone
+    # One part is the logs themselves.
+    assert mean_of_estimates(logs, logs[None]) == alone
+
+
+def test_the_variance_of_parts_by_its_definition():
+    parts = paths(1.0, parts=5, runs=1)[0]
+    found = mean_of_estimates(parts.sum(0), parts)
+    covariance = np.cov(parts)
+    own, shared = np.diagonal(covariance), np.diagonal(covariance, 1)
+    variance = own.sum() + 2 * shared.sum()
+    freedom = 14 * own.sum() ** 2 / (2 * (own**2).sum() + 4 * (own[1:] * own[:-1]).sum())
+    assert found.freedom == pytest.approx(freedom)
+    assert found.value == pytest.approx(parts.sum(0).mean() + variance / 2)
+    stderr = math.sqrt(variance / 8 + variance**2 / 2 / freedom)
+    assert found.stderr == pytest.approx(stderr)
+
+
 def test_many_even_estimates_are_weights_like_any():
     logs = log_normal(0.3, count=64, runs=1)[0]
     assert mean_of_estimates(logs) == log_mean(logs)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from landscape.units import Progress, Units
-from landscape.volume.anneal_plan import ISLAND, Plan, planned
+from landscape.volume.anneal_plan import ISLAND, Plan, Shortfall, planned
 from landscape.volume.anneal_records import Annealing
 from landscape.volume.anneal_verdict import unknown, verdict
 from landscape.volume.anneal_work import DRAWS, SpentError, Work, run_label
@@ -26,6 +26,7 @@ __all__ = ["AnnealFound", "Annealer", "keep_annealing"]
 
 _NEAR, _NEARER = 100.0, 10.0  # 1 + k where the outward start begins, at least; over that of R.
 _POINTS = 5  # Radii of the curve between the start and R.
+_LADDER = 0.45  # Part of what pilots leave of the budget that the ladder's first run may take.
 _SETTLES = (12, 6)  # Iterations at the end of a path and at the points before it.
 
 
@@ -137,6 +138,7 @@ class Annealer:
         self._plans: dict[str, Plan] = {}
         self._nearer: dict[int, Start] = {}
         self._upper = math.inf
+        self._notes: list[str] = []
         cut = False
         try:
             self._refine()
@@ -148,23 +150,31 @@ class Annealer:
         trail = self._ladder("ladder", self._radius, self._first_tether(self._radius))
         tether = float(trail.tether[-1])
         outward = self._outward(tether) if "outward" in self.starts else None
-        plans = self._plans
+        plans, self._pilots = self._plans, self._work.n_gradients
         if "ladder" in self.starts:
-            plans["ladder"] = self._plan(
-                "ladder", trail, share=0.45 if outward is not None else 0.9
-            )
-            self._done["ladder"].append(self._work.run("ladder", plans["ladder"], 0))
+            self._first("ladder", trail, share=_LADDER if outward is not None else 0.9)
+            if "ladder" not in plans:
+                return
         if outward is not None:
-            plans["outward"] = self._plan("outward", outward, share=0.6)
-            self._done["outward"].append(self._work.run("outward", plans["outward"], 0))
+            self._first("outward", outward, share=0.6)
         while (name := self._worst(plans)) is not None:
             self._done[name].append(self._work.run(name, plans[name], len(self._done[name])))
         if "ladder" in plans and self._affords(plans["ladder"].n_gradients // 2, "anneal/reverse"):
             self._upper = self._work.back(plans["ladder"])
-        self._look_nearer(tether)
+        self._look_nearer()
 
-    def _plan(self, name: str, trail: Trail, *, share: float) -> Plan:
-        """The path of a start's runs: what they found along a coarser one is left behind."""
+    def _first(self, name: str, trail: Trail, *, share: float) -> None:
+        """The first run of a start, if the budget reaches for it."""
+        plan = self._plan(name, trail, share=share)
+        if plan is not None:
+            self._plans[name] = plan
+            self._done[name].append(self._work.run(name, plan, 0))
+
+    def _plan(self, name: str, trail: Trail, *, share: float) -> Plan | None:
+        """The path of a start's runs: what they found along a coarser one is left behind.
+
+        None, and a warning, where the budget does not reach for any.
+        """
         label = f"anneal/{name}/plan"
         stored = self.units.get(label)
         plan = planned(
@@ -176,8 +186,17 @@ class Annealer:
             n_gradients=(self.limit - self._work.n_gradients) * share,
             levels=0 if stored is None else int(stored["levels"]),
         )
-        if plan is None:
-            raise SpentError
+        if isinstance(plan, Shortfall):
+            # A larger budget gives the ladder more, too.
+            before = self._pilots if name == "outward" else self._work.n_gradients
+            part = share * (1 - _LADDER) if name == "outward" else share
+            needed = before + plan.n_gradients / part
+            self._notes.append(
+                f"anneal: {name}: a run of its {self.options.chains} chains takes "
+                f"{plan.n_gradients} gradients at least and was left out: use a --budget of "
+                f"{1.1 * needed:.2g}grad or more, or fewer --chains"
+            )
+            return None
         self.units.put(label, {"levels": plan.levels})
         return plan
 
@@ -210,7 +229,7 @@ class Annealer:
             for mark, cutoff in zip(places, self.options.cutoffs, strict=True)
         ]
 
-    def _look_nearer(self, tether: float) -> None:
+    def _look_nearer(self) -> None:
         """Where the starts disagree, ladders at smaller radii until they agree."""
         if not (self._done["ladder"] and self._done["outward"]):
             return
@@ -219,10 +238,13 @@ class Annealer:
         if all(check.passed for check in agree(*ends, error=self.options.error)):
             return
         islands, n = joined(self._done["outward"]), len(self.anchor)
-        for place in range(len(self._radii) - 2, -1, -1):
+        order = np.argsort(self._radii[:-1])[::-1].tolist()
+        for place in order:
             radius, name = self._radii[place], f"nearer-{place}"
-            trail = self._ladder(name, radius, float(islands.tether[islands.marks[place]]))
+            trail = self._ladder(name, radius, self._first_tether(radius))
             plan = self._plan(name, trail, share=0.5)
+            if plan is None:
+                return
             run = self._work.run(name, plan, 0)
             found = start(run, len(run.marks) - 1, self._goal, n=n, radius=radius)
             self._nearer[place] = found
@@ -252,7 +274,9 @@ class Annealer:
                 "run of the ladder; use a larger --budget"
             )
             estimate = unknown(self.options)
-            return AnnealFound(estimate=estimate, annealing=None, whole=False, warnings=[note])
+            return AnnealFound(
+                estimate=estimate, annealing=None, whole=False, warnings=self._notes or [note]
+            )
         found = verdict(
             ladder,
             outward,
@@ -272,8 +296,8 @@ class Annealer:
         return AnnealFound(
             estimate=found.estimate,
             annealing=found.annealing,
-            whole=not cut,
-            warnings=found.warnings,
+            whole=not (cut or self._notes),
+            warnings=[*found.warnings, *self._notes],
         )
 
 

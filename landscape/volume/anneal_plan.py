@@ -11,12 +11,13 @@ from landscape.quadratic_form import QuadraticForm
 from landscape.volume.path import Path, Trail, refined
 from landscape.volume.pilot import LENGTH
 
-__all__ = ["ISLAND", "Plan", "planned", "predicted_gradients"]
+__all__ = ["ISLAND", "Plan", "Shortfall", "planned", "predicted_gradients"]
 
 ISLAND = 8  # Particles in an island.
 _LAG = 5.0  # Variance per squared length, measured: 3 to 7. Without lag it would be 1.
 _AIM = 0.7  # Part of the wanted error that is aimed at.
 _WIDEST = 3.0  # Variance of an island's log-weight that is aimed at, at most.
+_FREEDOM = 5.0  # Of the variance over those of one island less than there are, from a path's parts.
 _COARSEST = 1.0  # Thermodynamic length between levels beyond which particles lose track.
 _FEWEST = 12  # Levels.
 _STEPS = 6.0  # Leapfrog steps of a trajectory, before a pilot knows.
@@ -38,14 +39,25 @@ class Plan:
     levels: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shortfall:
+    """No path: even a coarse one costs more than there is.
+
+    Attributes:
+        n_gradients: what one run along it would cost.
+    """
+
+    n_gradients: int
+
+
 def _wanted(length: float, chains: int, error: float) -> float:
     """Levels so that one run of so many chains has the error aimed at.
 
     An island's log-weight has the variance ``v = lag L^2 / (J P)`` over J levels with P particles,
-    and the mean of I islands the squared error ``v / I + v^2 / (2 (I - 1))``.
+    and the mean of I islands the squared error ``v / I + v^2 / (2 d)``.
     """
     islands = chains // ISLAND
-    a, b = 1 / (2 * max(islands - 1, 1)), 1 / islands
+    a, b = 1 / (2 * _FREEDOM * max(islands - 1, 1)), 1 / islands
     aim = (_AIM * error) ** 2
     # The root of a v^2 + b v = aim, without cancellation.
     variance = min(2 * aim / (b + math.sqrt(b * b + 4 * a * aim)), _WIDEST)
@@ -61,8 +73,8 @@ def planned(
     error: float,
     n_gradients: float,
     levels: int = 0,
-) -> Plan | None:
-    """The path that a run takes; None where the gradients left do not reach for a coarse one.
+) -> Plan | Shortfall:
+    """The path that a run takes, if the gradients left reach for a coarse one at least.
 
     Args:
         trail: what the pilot learned.
@@ -78,11 +90,12 @@ def planned(
     stay = chains * draws * len(set(marks)) * steps
     wanted = _wanted(length, chains, error)
     most = (n_gradients - stay) / (chains * steps)
+    least = max(length / _COARSEST, min(_FEWEST, wanted))
     count = round(min(wanted, most))
     if levels and count < 2 * levels:
         count = levels
-    elif most < max(length / _COARSEST, min(_FEWEST, wanted)):
-        return None
+    elif most < least:
+        return Shortfall(n_gradients=math.ceil(least * chains * steps + stay))
     path = refined(trail, count, marks)
     return Plan(path=path, n_gradients=round(len(path) * chains * steps + stay), levels=count)
 

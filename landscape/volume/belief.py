@@ -15,8 +15,14 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from landscape.volume.anneal_records import Check
-from landscape.volume.islands import Islands, integrated, squared_distances, volumes
-from landscape.volume.weights import LogMean, mean_of_estimates
+from landscape.volume.islands import (
+    Islands,
+    evaluated,
+    integrated,
+    squared_distances,
+    volumes,
+)
+from landscape.volume.weights import LogMean
 
 __all__ = ["Start", "agree", "checks", "start"]
 
@@ -77,7 +83,7 @@ def start(islands: Islands, mark: int, cutoff: float, *, n: int, radius: float) 
     spread = math.sqrt(float(gaps) * count / (count - 1)) if count > 1 else math.inf
     distance = math.sqrt(mean)
     return Start(
-        volume=mean_of_estimates(logs),
+        volume=evaluated(islands, int(islands.marks[mark]), logs),
         distance=distance,
         distance_stderr=spread / max(2 * distance, 1e-300),
         islands=len(logs),
@@ -95,14 +101,16 @@ def agree(one: Start, two: Start, *, error: float) -> tuple[Check, Check]:
     most = max(_PRECISE, 2 * error)
     spread = math.inf
     if known:
-        spread = _interval(one.volume.stderr, two.volume.stderr, one.islands, two.islands)
+        spread = _interval(
+            one.volume.stderr, two.volume.stderr, one.volume.freedom, two.volume.freedom
+        )
     gap, limit = abs(one.volume.value - two.volume.value), min(spread, most)
     name, remedy = "log V of both starts differ by", _FARTHER
     if spread > 2 * most and not gap > limit:
         # Near each other by luck, perhaps: say what is wrong.
         name, remedy, gap, limit = "log V of both starts is known to", _MORE, spread, 2 * most
     apart = abs(one.distance - two.distance)
-    room = _interval(one.distance_stderr, two.distance_stderr, one.islands, two.islands)
+    room = _interval(one.distance_stderr, two.distance_stderr, one.islands - 1, two.islands - 1)
     room += _APART * max(one.distance, two.distance)
     return (
         Check(
@@ -124,12 +132,12 @@ def agree(one: Start, two: Start, *, error: float) -> tuple[Check, Check]:
     )
 
 
-def _interval(a: float, b: float, islands_a: int, islands_b: int) -> float:
+def _interval(a: float, b: float, freedom_a: float, freedom_b: float) -> float:
     """Half the 99% interval of a difference (Welch)."""
     total = a * a + b * b
     if not total > 0:
         return 0.0
-    freedom = total**2 / (a**4 / max(islands_a - 1, 1) + b**4 / max(islands_b - 1, 1))
+    freedom = total**2 / (a**4 / max(freedom_a, 1) + b**4 / max(freedom_b, 1))
     return float(stats.t.ppf(0.995, freedom)) * math.sqrt(total)
 
 
@@ -171,10 +179,10 @@ def checks(name: str, islands: Islands) -> list[Check]:
         )
     # Weights and integration see the same particles in two ways.
     total = integrated(islands)[-1]
-    weighed = mean_of_estimates(islands.log_partition[-1])
+    weighed = evaluated(islands, levels - 1)
     gap = abs(float(total.mean()) - weighed.value)
     spread = float(total.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
-    limit = _interval(spread, weighed.stderr, count, count) + 0.1 * 1.0
+    limit = _interval(spread, weighed.stderr, count - 1, weighed.freedom) + 0.1
     found.append(_check(f"{name}: weights against integration", gap, limit, False, _MORE))
     for what, draws in (("excess loss", islands.draw_loss), ("distance", islands.draw_distance)):
         if draws.shape[1] >= 8 and len(draws):

@@ -1,7 +1,8 @@
 """Hamiltonian Monte Carlo on many chains at once; knows nothing of networks.
 
 Source: Neal, MCMC using Hamiltonian dynamics, Handbook of Markov Chain Monte Carlo (2011),
-sections 5.2 and 5.4.
+sections 5.2 and 5.4; Shahbaba, Lan, Johnson and Neal, Split Hamiltonian Monte Carlo, Stat. Comput.
+24 (2014), section 2.1.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from landscape.volume.mass import Mass
 
 __all__ = ["Chains", "Evaluated", "Move", "adapted", "evaluate", "move"]
 
+LONGEST = math.pi / 2  # Step size.
 DIVERGENT = 1000.0  # Nats of energy error beyond which a trajectory has left its level set.
 ACCEPTANCE = 0.9  # What step sizes are adapted to: annealed particles that stay behind cost more.
 
@@ -88,23 +90,33 @@ def move(
     target: Target,
     mass: Mass,
     *,
+    centre: Tensor,
     step: float,
     length: float,
     generator: Generator,
 ) -> Move:
     """One trajectory of every chain, accepted by Metropolis' rule; leaves the target invariant.
 
-    Momenta are drawn from N(0, M). The leapfrog ``p += h/2 grad, z += h M^-1 p, p += h/2 grad`` of
-    ``ceil(T / h)`` steps is reversible and keeps volumes, so that accepting with the probability
-    ``min(1, exp(H - H'))`` is exact at any step size h. All chains share h and T, which are drawn
-    for each call (h within 10% of ``step``, T uniform between half and one and a half times
-    ``length``): with a fixed length some frequencies never mix. Energies are compared in float64.
+    Velocities ``v = M^-1 p`` are drawn from N(0, M^-1). Each step turns about the centre c as under
+    the Gaussian N(c, M^-1), exactly, between two kicks by what the target's force has beyond it:
+
+        v += h/2 (M^-1 grad + z - c)
+        z - c, v = (z - c) cos h + v sin h, v cos h - (z - c) sin h
+        v += h/2 (M^-1 grad + z - c)
+
+    Without a centre this would be the leapfrog; where the target is that Gaussian there are no
+    kicks and no errors, however large n is. ``ceil(T / h)`` steps are reversible and keep volumes
+    for any M and c, so that accepting with the probability ``min(1, exp(H - H'))`` is exact at any
+    step size h. All chains share h and T, which are drawn for each call (h within 10% of ``step``,
+    T uniform between half and one and a half times ``length``): with a fixed length some
+    frequencies never mix. Energies are compared in float64.
 
     Args:
         chains: where the chains are, evaluated at this target.
         target: the log-density; its values may be NaN or infinite, which rejects.
         mass: M, (n, n).
-        step: h, in units where M is the target's inverse covariance: 2 is unstable for it.
+        centre: c, (n,): where a Gaussian with the precision M would be like the target.
+        step: h, at most :data:`LONGEST`: a quarter of a turn makes independent draws.
         length: mean of T; pi / 2 makes independent draws of a Gaussian with that covariance.
         generator: stream of this call.
 
@@ -116,15 +128,21 @@ def move(
     steps = max(1, math.ceil(length * (0.5 + float(draws[1])) / size))
     noise = torch.randn(position.shape, generator=generator, dtype=torch.float64)
     uniform = torch.rand(len(position), generator=generator, dtype=torch.float64)
-    momentum = mass.root(noise.to(position))
-    before = at.log_density - _kinetic(momentum, mass)
-    new, here = position, at
+    velocity = mass.inverse_root(noise.to(position))
+    before = at.log_density - _kinetic(velocity, mass)
+    away, here = position - centre, at
+    push = mass.inverse(here.gradient) + away
     for _ in range(steps):
-        momentum = momentum + size / 2 * here.gradient
-        new = new + size * mass.inverse(momentum)
-        here = target(new)
-        momentum = momentum + size / 2 * here.gradient
-    gain = here.log_density - _kinetic(momentum, mass) - before
+        velocity = velocity + size / 2 * push
+        away, velocity = (
+            away * math.cos(size) + velocity * math.sin(size),
+            velocity * math.cos(size) - away * math.sin(size),
+        )
+        here = target(away + centre)
+        push = mass.inverse(here.gradient) + away
+        velocity = velocity + size / 2 * push
+    new = away + centre
+    gain = here.log_density - _kinetic(velocity, mass) - before
     # NaN is one too, and a density of inf, which nothing would leave again.
     divergent = ~(gain > -DIVERGENT) | (here.log_density == math.inf)
     acceptance = torch.where(divergent, 0.0, gain.clamp(max=0.0).exp())
@@ -142,12 +160,12 @@ def adapted(step: float, acceptance: float, *, rate: float) -> float:
 
     A step that depends on the chain's past breaks the invariance of the target.
     """
-    return step * math.exp(rate * (acceptance - ACCEPTANCE))
+    return min(step * math.exp(rate * (acceptance - ACCEPTANCE)), LONGEST)
 
 
-def _kinetic(momentum: Tensor, mass: Mass) -> Tensor:
-    """``p^T M^-1 p / 2`` in float64, (C,)."""
-    return (momentum.double() * mass.inverse(momentum).double()).sum(1).cpu() / 2
+def _kinetic(velocity: Tensor, mass: Mass) -> Tensor:
+    """``v^T M v / 2`` in float64, (C,)."""
+    return mass.root(velocity).double().square().sum(1).cpu() / 2
 
 
 def _select(accepted: Tensor, new: Evaluated, old: Evaluated) -> Evaluated:

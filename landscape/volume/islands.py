@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from landscape.volume.weights import log_mean_exp
+from landscape.volume.weights import LogMean, log_mean_exp, mean_of_estimates
 
 __all__ = [
     "Islands",
+    "evaluated",
     "integrated",
     "joined",
     "local_learning",
@@ -80,6 +81,8 @@ class Islands:
         return Islands(**found)
 
 
+_PARTS = 16  # Of a path, each much longer than the memory of its particles.
+
 BY_LEVEL = ("log_partition", "loss", "distance", "acceptance", "divergent", "stride")
 """Arrays with the axes (level, island)."""
 
@@ -134,6 +137,22 @@ def volumes(islands: Islands, mark: int, cutoff: float, reach: float = math.inf)
     logs = _log_weights(islands, mark, cutoff, reach)
     found: FloatArray = islands.log_scale[mark] + log_mean_exp(logs, axis=(0, 2))
     return found
+
+
+def evaluated(islands: Islands, level: int, logs: FloatArray | None = None) -> LogMean:
+    """Mean of one unbiased estimate from each island, whose spread grows along the path.
+
+    Args:
+        islands: of a path.
+        level: number of a level.
+        logs: log-volumes from there, (i,); log Z itself without them.
+    """
+    path = islands.log_partition
+    cuts = np.unique(np.linspace(0, level, _PARTS + 1).round().astype(int))
+    logs = path[level] if logs is None else logs
+    with np.errstate(invalid="ignore"):  # Islands without weight.
+        parts = np.vstack([np.diff(path[cuts], axis=0), logs - path[level]])
+    return mean_of_estimates(logs, parts)
 
 
 def squared_distances(

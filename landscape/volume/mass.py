@@ -34,8 +34,12 @@ class Mass:
         return self._power(rows, -1.0)
 
     def root(self, rows: Tensor) -> Tensor:
-        """``M^(1/2)`` times every row of (C, n): rows from N(0, I) become momenta from N(0, M)."""
+        """``M^(1/2)`` times every row of (C, n)."""
         return self._power(rows, 0.5)
+
+    def inverse_root(self, rows: Tensor) -> Tensor:
+        """``M^(-1/2)`` times every row of (C, n): rows from N(0, I) become velocities."""
+        return self._power(rows, -0.5)
 
     def _power(self, rows: Tensor, power: float) -> Tensor:
         outside = float(self.rest**power)

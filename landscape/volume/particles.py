@@ -257,7 +257,11 @@ def at_level(
     length: float,
     generator: Generator,
 ) -> tuple[Particles, Move]:
-    """One trajectory of every particle under a level's law; weights stay as they are."""
+    """One trajectory of every particle under a level's law; weights stay as they are.
+
+    Trajectories turn about ``z* - M^-1 z*``, where a loss with the metric's curvature and its
+    minimum at the anchor would have the law's maximum.
+    """
     target = _Target(energy, anchor, level.beta, level.tether)
     loss, slope = particles.chains.at.carried
     position = particles.chains.position
@@ -265,6 +269,7 @@ def at_level(
         Chains(position=position, at=target.combined(position, loss, slope)),
         target,
         level.mass,
+        centre=anchor - level.mass.inverse(anchor[None])[0],
         step=level.step,
         length=length,
         generator=generator,

@@ -37,6 +37,7 @@ class LogMean:
         largest_share: largest weight's share of the sum.
         tail_index: k of the generalised Pareto law fitted to the largest weights; -inf where they
             are equal, NaN where there are too few.
+        freedom: degrees of freedom of the standard error.
     """
 
     value: float
@@ -47,6 +48,7 @@ class LogMean:
     ess: float
     largest_share: float
     tail_index: float
+    freedom: float
 
 
 def log_mean_exp(logs: FloatArray, axis: int | tuple[int, ...] = -1) -> FloatArray:
@@ -104,36 +106,70 @@ def log_mean(logs: FloatArray) -> LogMean:
         ess=ess,
         largest_share=float(share.max()),
         tail_index=tail,
+        freedom=max(ess - 1, 0.0),
     )
 
 
-def mean_of_estimates(logs: FloatArray) -> LogMean:
+def mean_of_estimates(logs: FloatArray, parts: FloatArray | None = None) -> LogMean:
     """Log of the mean of a few unbiased estimates, each a product of many nearly even factors.
 
     Such products are log-normal, so that where :func:`log_mean` has too few to say more than a
     lower bound, the mean m and the variance v of k logs give ``m + v/2`` with the standard error
-    ``sqrt(v/k + v^2 / (2 (k - 1)))`` and a t-interval, provided that k is at least 4 and v at most
-    6: beyond it the upper tail that carries the mean is out of sight. With 8 log-normal estimates
-    the interval holds the truth in 94% of cases at v = 1, 92% at 3 and 90% at 6.
+    ``sqrt(v/k + v^2 / (2 d))`` and a t-interval with d degrees of freedom, provided that k is at
+    least 4 and v at most 6: beyond it the upper tail that carries the mean is out of sight.
+
+    The variance of k logs has d = k - 1 only, and is the weakest link. Where the logs are sums over
+    the parts of a path, parts that are longer than the memory of what makes them vary
+    independently of all but their neighbours, and each shows its share of v:
+
+        v = sum_j var_j + 2 sum_j cov_{j, j+1}
+        d = (k - 1) (sum_j var_j)^2 / (sum_j var_j^2 + 2 sum_j var_j var_{j+1})
+
+    It is preferred unless the logs themselves vary more than it explains (F test, 97.5%): then
+    something lasts longer than a part, and only the k logs show what it does.
+
+    With 8 log-normal estimates the interval holds the truth in 94% of cases at v = 1, 92% at 3 and
+    90% at 6 without parts, in 95% with 16 of them.
 
     Args:
         logs: logs of the estimates in nats, -inf allowed, (k,), k >= 1.
+        parts: what they are sums of, up to a constant, (j, k).
 
     Source: Olsson, Confidence intervals for the mean of a log-normal distribution, J. Stat. Educ.
-    13 (2005), section 4 (Cox's method with t quantiles).
+    13 (2005), section 4 (Cox's method with t quantiles); Satterthwaite, An approximate distribution
+    of estimates of variance components, Biometrics Bull. 2 (1946).
     """
     plain = log_mean(logs)
     count = len(logs)
     if plain.label == "estimate" or count < FEWEST or not np.isfinite(logs).all():
         return plain
-    variance = float(logs.var(ddof=1))
+    variance, freedom = float(logs.var(ddof=1)), float(count - 1)
+    if parts is not None and np.isfinite(parts).all():
+        explained, known = _variance_of_sum(parts)
+        if known > freedom and variance <= stats.f.ppf(0.975, freedom, known) * explained:
+            variance, freedom = explained, known
     if variance > WIDEST:
         return plain
     value = float(logs.mean()) + variance / 2
-    stderr = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
-    half = float(stats.t.ppf(0.975, count - 1)) * stderr
+    stderr = math.sqrt(variance / count + variance**2 / (2 * freedom))
+    half = float(stats.t.ppf(0.975, freedom)) * stderr
     found = {"value": value, "stderr": stderr, "lower": value - half, "upper": value + half}
-    return replace(plain, **found, label="estimate")
+    return replace(plain, **found, label="estimate", freedom=freedom)
+
+
+def _variance_of_sum(parts: FloatArray) -> tuple[float, float]:
+    """Variance of the sum of parts (j, k) that only neighbours share, and its freedom."""
+    count = parts.shape[1]
+    centred = parts - parts.mean(1, keepdims=True)
+    own = (centred**2).sum(1) / (count - 1)
+    shared = (centred[1:] * centred[:-1]).sum(1) / (count - 1)
+    total = float(own.sum() + 2 * shared.sum())
+    # Of a variance 2 v^2 / (k - 1), of a covariance of independent parts v v' / (k - 1); the
+    # relative error stays about the same where neighbours are alike.
+    noise = (own**2).sum() + 2 * (own[1:] * own[:-1]).sum()
+    if not (total > 0 and noise > 0):
+        return 0.0, 0.0
+    return total, float(own.sum() ** 2 * (count - 1) / noise)
 
 
 def _jackknife(share: FloatArray) -> tuple[float, float, float]:
