@@ -192,25 +192,26 @@ def test_the_parts_of_a_path_show_the_variance(variance, memory):
     assert 0.92 <= held <= 0.98
     known = [f for f in found if f.label == "estimate"]
     values = np.array([f.value for f in known])
-    assert len(known) >= (0.75 if variance > 3 else 0.99) * len(found)
-    assert abs(values.mean()) < 0.1 * math.sqrt(variance)
+    assert len(known) >= (0.7 if variance > 3 else 0.98) * len(found)
+    if variance < 4:  # Else the widest are left out.
+        assert abs(values.mean()) < 0.1 * math.sqrt(variance)
     error = math.sqrt(np.mean([f.stderr**2 for f in known]))
     assert error == pytest.approx(values.std(), rel=0.15)
-    if variance >= 1:
+    if variance >= 3:
         others = [f.stderr for f in without if f.label == "estimate"]
-        assert error < 0.9 * math.sqrt(np.mean(np.square(others)))
+        assert error < 0.95 * math.sqrt(np.mean(np.square(others)))
 
 
-def test_what_lasts_as_long_as_the_path_is_not_explained_by_its_parts():
-    """Half of the variance is there from the start and never changes again: a place of its own."""
+@pytest.mark.parametrize(("lasting", "least"), [(0.5, 0.88), (2.0, 0.8)])
+def test_what_lasts_as_long_as_the_path_is_not_explained_by_its_parts(lasting, least):
+    """A part of the variance is spread thinly over all parts, where it hides among their noise."""
     rng = np.random.default_rng(0)
     held = []
-    for part in paths(0.2):
-        # Spread thinly over all parts, where it hides among their noise.
-        part += rng.normal(size=part.shape[1]) * math.sqrt(2.0) / len(part) - 1.0 / len(part)
-        found = mean_of_estimates(part.sum(0), part)
+    for part in paths(1.0):
+        ever = rng.normal(-lasting / 2, math.sqrt(lasting), size=part.shape[1])
+        found = mean_of_estimates(part.sum(0) + ever, part + ever / len(part))
         held.append(found.lower <= 0 <= found.upper)
-    assert np.mean(held) >= 0.85
+    assert np.mean(held) >= least
 
 
 def test_parts_of_nothing_and_parts_that_are_not_finite_change_nothing():
@@ -229,12 +230,19 @@ def test_the_variance_of_parts_by_its_definition():
     found = mean_of_estimates(parts.sum(0), parts)
     covariance = np.cov(parts)
     own, shared = np.diagonal(covariance), np.diagonal(covariance, 1)
-    variance = own.sum() + 2 * shared.sum()
-    freedom = 14 * own.sum() ** 2 / (2 * (own**2).sum() + 4 * (own[1:] * own[:-1]).sum())
-    assert found.freedom == pytest.approx(freedom)
+    explained = own.sum() + 2 * shared.sum()
+    known = 7 * own.sum() ** 2 / ((own**2).sum() + 2 * (own[1:] * own[:-1]).sum())
+    prior, seen = 1 / (0.4 + 2 / known), 7 / 2
+    logs = math.log(explained), math.log(parts.sum(0).var(ddof=1))
+    variance = math.exp((prior * logs[0] + seen * logs[1]) / (prior + seen))
+    assert found.freedom == pytest.approx(2 * (prior + seen))
     assert found.value == pytest.approx(parts.sum(0).mean() + variance / 2)
-    stderr = math.sqrt(variance / 8 + variance**2 / 2 / freedom)
+    stderr = math.sqrt(variance / 8 + variance**2 / 2 / found.freedom)
     assert found.stderr == pytest.approx(stderr)
+    # Parts that contradict the whole are no prior.
+    for factor in (0.05, 20.0):
+        alone = mean_of_estimates(parts.sum(0))
+        assert mean_of_estimates(parts.sum(0), factor * parts) == alone
 
 
 def test_many_even_estimates_are_weights_like_any():

@@ -81,7 +81,7 @@ class Islands:
         return Islands(**found)
 
 
-_PARTS = 16  # Of a path, each much longer than the memory of its particles.
+_PARTS, _SHORTEST = 16, 8  # Of a path, and the levels of one: particles forget within a few.
 
 BY_LEVEL = ("log_partition", "loss", "distance", "acceptance", "divergent", "stride")
 """Arrays with the axes (level, island)."""
@@ -142,13 +142,18 @@ def volumes(islands: Islands, mark: int, cutoff: float, reach: float = math.inf)
 def evaluated(islands: Islands, level: int, logs: FloatArray | None = None) -> LogMean:
     """Mean of one unbiased estimate from each island, whose spread grows along the path.
 
+    The path is cut into up to 16 parts of 8 levels at least, unless its tether moves: what a tether
+    strains it gives back later, and parts far from each other vary together.
+
     Args:
         islands: of a path.
         level: number of a level.
         logs: log-volumes from there, (i,); log Z itself without them.
     """
     path = islands.log_partition
-    cuts = np.unique(np.linspace(0, level, _PARTS + 1).round().astype(int))
+    still = (islands.tether[: level + 1] == islands.tether[level]).all()
+    count = max(min(_PARTS, level // _SHORTEST), 1) if still else 1
+    cuts = np.linspace(0, level, count + 1).round().astype(int)
     logs = path[level] if logs is None else logs
     with np.errstate(invalid="ignore"):  # Islands without weight.
         parts = np.vstack([np.diff(path[cuts], axis=0), logs - path[level]])

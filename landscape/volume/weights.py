@@ -19,6 +19,7 @@ FloatArray = NDArray[np.float64]
 ENOUGH = 10.0  # Effective weights below which the estimate is only a lower bound.
 EVEN = 0.99  # Part of the weights that are effective above which the tail says nothing.
 FEWEST = 4  # Estimates below which their spread is unknown.
+DOUBT = 0.4  # Variance of the log of how far a variance is from that of its path's parts.
 WIDEST = 6.0  # Variance of log-normal estimates beyond which their mean is out of sight.
 HEAVY = 0.7  # Tail index above which means converge too slowly to be of use.
 
@@ -118,18 +119,21 @@ def mean_of_estimates(logs: FloatArray, parts: FloatArray | None = None) -> LogM
     ``sqrt(v/k + v^2 / (2 d))`` and a t-interval with d degrees of freedom, provided that k is at
     least 4 and v at most 6: beyond it the upper tail that carries the mean is out of sight.
 
-    The variance of k logs has d = k - 1 only, and is the weakest link. Where the logs are sums over
+    The variance u of k logs has d = k - 1 only, and is the weakest link. Where the logs are sums over
     the parts of a path, parts that are longer than the memory of what makes them vary
-    independently of all but their neighbours, and each shows its share of v:
+    independently of all but their neighbours, and each shows its share:
 
-        v = sum_j var_j + 2 sum_j cov_{j, j+1}
-        d = (k - 1) (sum_j var_j)^2 / (sum_j var_j^2 + 2 sum_j var_j var_{j+1})
+        s = sum_j var_j + 2 sum_j cov_{j, j+1}
+        e = (k - 1) (sum_j var_j)^2 / (sum_j var_j^2 + 2 sum_j var_j var_{j+1})
 
-    It is preferred unless the logs themselves vary more than it explains (F test, 97.5%): then
-    something lasts longer than a part, and only the k logs show what it does.
+    with e degrees of freedom, much more than k - 1. What lasts longer than a part is missing from
+    s; so s is a prior for v, good to a factor of two (t^2 = 0.4 + 2 / e for its log), and u an observation
+    (o^2 = 2 / (k - 1)): log v is their mean with the weights 1 / t^2 and 1 / o^2, and
+    d = 2 / t^2 + k - 1. Where both are more than two standard deviations apart u is taken alone.
 
     With 8 log-normal estimates the interval holds the truth in 94% of cases at v = 1, 92% at 3 and
-    90% at 6 without parts, in 95% with 16 of them.
+    90% at 6 without parts; with 16 of them in 94%, and in 91, 88 and 83% where something that lasts
+    adds a half, as much, or twice as much variance as they show.
 
     Args:
         logs: logs of the estimates in nats, -inf allowed, (k,), k >= 1.
@@ -146,8 +150,12 @@ def mean_of_estimates(logs: FloatArray, parts: FloatArray | None = None) -> LogM
     variance, freedom = float(logs.var(ddof=1)), float(count - 1)
     if parts is not None and np.isfinite(parts).all():
         explained, known = _variance_of_sum(parts)
-        if known > freedom and variance <= stats.f.ppf(0.975, freedom, known) * explained:
-            variance, freedom = explained, known
+        if known > freedom and variance > 0:
+            doubt, noise = DOUBT + 2 / known, 2 / freedom
+            gap = math.log(variance / explained)
+            if abs(gap) < 2 * math.sqrt(doubt + noise):
+                variance = explained * math.exp(doubt / (doubt + noise) * gap)
+                freedom += 2 / doubt
     if variance > WIDEST:
         return plain
     value = float(logs.mean()) + variance / 2
