@@ -92,7 +92,7 @@ class Tally:
         assert sum(self.above) <= most
         # Errors are no wider than they should be, and no narrower.
         spread = math.sqrt(np.mean(np.square(self.gaps)))
-        assert 0.5 * spread < np.sqrt(np.mean(np.square(self.errors))) < 2 * spread
+        assert 0.5 * spread < np.sqrt(np.mean(np.square(self.errors))) < 2.5 * spread
 
 
 @pytest.mark.parametrize("part", [0.1, 0.4, 1.0])
@@ -150,7 +150,7 @@ def test_quadratics_by_both_starts(n, part):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "part"), [(1000, 0.1), (1000, 1.0)])
+@pytest.mark.parametrize(("n", "part"), [(1000, 0.1), (1000, 1.0), (2000, 0.1)])
 def test_large_quadratics_within_a_million_gradients(n, part):
     """The metric has the 100 stiffest directions, and the mean of the others."""
     problem = anneal.Quadratic(n, part, power=1.5, kept=100)

@@ -119,16 +119,16 @@ def mean_of_estimates(logs: FloatArray, parts: FloatArray | None = None) -> LogM
     ``sqrt(v/k + v^2 / (2 d))`` and a t-interval with d degrees of freedom, provided that k is at
     least 4 and v at most 6: beyond it the upper tail that carries the mean is out of sight.
 
-    The variance u of k logs has d = k - 1 only, and is the weakest link. Where the logs are sums over
-    the parts of a path, parts that are longer than the memory of what makes them vary
+    The variance u of k logs has d = k - 1 only, and is the weakest link. Where the logs are sums
+    over the parts of a path, parts that are longer than the memory of what makes them vary
     independently of all but their neighbours, and each shows its share:
 
         s = sum_j var_j + 2 sum_j cov_{j, j+1}
         e = (k - 1) (sum_j var_j)^2 / (sum_j var_j^2 + 2 sum_j var_j var_{j+1})
 
     with e degrees of freedom, much more than k - 1. What lasts longer than a part is missing from
-    s; so s is a prior for v, good to a factor of two (t^2 = 0.4 + 2 / e for its log), and u an observation
-    (o^2 = 2 / (k - 1)): log v is their mean with the weights 1 / t^2 and 1 / o^2, and
+    s; so s is a prior for v, good to a factor of two (t^2 = 0.4 + 2 / e for its log), and u an
+    observation (o^2 = 2 / (k - 1)): log v is their mean with the weights 1 / t^2 and 1 / o^2, and
     d = 2 / t^2 + k - 1. Where both are more than two standard deviations apart u is taken alone.
 
     With 8 log-normal estimates the interval holds the truth in 94% of cases at v = 1, 92% at 3 and
