@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from landscape.partial import MemoryUnits
-from landscape.units import silent
+from landscape.units import MemoryUnits, silent
 from landscape.volume.anneal_job import Annealer
 from landscape.volume.anneal_records import Annealing
 from landscape.volume.islands import evaluated, integrated, volumes

@@ -14,11 +14,10 @@ from volume_problems import CUTOFF, DAMPING
 
 from landscape.measurement import prepared
 from landscape.operators import Whitened, curvature
-from landscape.partial import MemoryUnits
 from landscape.risk import Risk
 from landscape.settings import Settings
 from landscape.training import train
-from landscape.units import silent
+from landscape.units import MemoryUnits, silent
 from landscape.volume.curvature import Curved, curved
 from landscape.volume.excess import ExcessLoss
 from landscape.volume.options import VolumeOptions

@@ -13,6 +13,7 @@ from landscape_cli.options import examples
 from landscape_cli.reporting import REPORT, printable
 
 if TYPE_CHECKING:
+    from landscape.flat_series import FlatSeries
     from landscape.series_records import Series
     from landscape.volume_series import VolumeSeries
 
@@ -54,6 +55,7 @@ def collect(
     Of landscape hessian: eigenvalues, moments and density of every step, and the overlap of the top
     eigenspace with the previous checkpoint's where eigenvectors were stored (--save-vectors). Of
     landscape volume: log-volumes by every method, their terms, and the directions of every class.
+    Of landscape flat: ranks, symmetries, and the counts by prior.
     """
     from landscape.paths import expand_paths
     from landscape.series_store import kind_of
@@ -68,7 +70,7 @@ def collect(
         else:
             files.append(path)
     if not files:
-        raise UsageError("no result to collect; expected result files of landscape hessian, volume")
+        raise UsageError("no result to collect; expected result files of a measurement")
     if merge:
         from landscape_cli.merging import merge_files
 
@@ -100,7 +102,7 @@ def _same_file(one: Path, two: Path) -> bool:
     return one.exists() and os.path.samefile(one, two)
 
 
-def _write(out: Path, series: Series | VolumeSeries, *, overwrite: bool) -> bool:
+def _write(out: Path, series: Series | VolumeSeries | FlatSeries, *, overwrite: bool) -> bool:
     """Write the file unless it is there already; whether it was written.
 
     Raises:
@@ -138,6 +140,7 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "landscape collect 'results/*.hessian.*.h5' -o series.h5",
             "landscape collect 'results/*.volume.*.h5' -o volumes.h5",
+            "landscape collect 'results/*.flat.*.h5' -o flat.h5",
             "landscape collect --merge 'results/step_001000.volume.*-of-8.h5'",
             "landscape show series.h5",
             "landscape plot series.h5 -o series.pdf",

@@ -22,17 +22,22 @@ from landscape.errors import (
 )
 from landscape.measurement import Measurement
 from landscape.partial import PartialFile
+from landscape.prior_measurement import PriorMeasurement
+from landscape.priors import prior_table
 from landscape.results import Result
 from landscape.settings import Settings
 from landscape.store import load, result_name, save
 from landscape.task import ResolvedTask, parse_settings, resolve_task
+from landscape.volume.options import PriorOptions
 from landscape_cli.options import Common
 from landscape_cli.progress import progress_bar
+from landscape_cli.render_prior import report_plan
 from landscape_cli.reporting import REPORT, printable
 
-__all__ = ["Job", "measure_checkpoints", "require_writable", "settings_from"]
+__all__ = ["Job", "PriorJob", "measure_checkpoints", "require_writable", "settings_from"]
 
 Run = TypeVar("Run", bound=Measurement)
+PriorRun = TypeVar("PriorRun", bound=PriorMeasurement)
 Found = TypeVar("Found", bound=Result)
 
 
@@ -68,6 +73,61 @@ class Job(ABC, Generic[Run, Found]):
     @abstractmethod
     def extend(self, earlier: Found, run: Run, units: PartialFile) -> None:
         """Let a run add to a stored result without losing anything of it."""
+
+
+class PriorJob(Job[PriorRun, Found]):
+    """What a command does that measures under a prior.
+
+    The prior's standard deviation is that of the first checkpoint, so that the others compare.
+
+    Args:
+        options: the prior and what to measure under it.
+        common: the options that all commands share.
+    """
+
+    kind: type[PriorRun]
+
+    def __init__(self, options: PriorOptions, common: Common) -> None:
+        self.options = options
+        self._access = {"weights_key": common.weights_key, "unsafe_pickle": common.unsafe_pickle}
+        self._sigma: tuple[float, ...] | None = None
+
+    def run(self, **shared: Any) -> PriorRun:
+        """The measurement of one checkpoint."""
+        run = self.kind(
+            **shared, options=self.options, sigma=self._sigma, prior_access=self._access
+        )
+        self._sigma = run.sigma
+        return run
+
+    @abstractmethod
+    def plan(self, run: PriorRun, n: int) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """What a run on n parameters would do: for JSON, and as rows of a table."""
+
+    def show_plans(self, patterns: Sequence[str], common: Common) -> None:
+        """Show the prior of every tensor and what would be done; measure nothing."""
+        settings = settings_from(common)
+        resolved, data = prepare_task(common, settings)
+        for path in expand_checkpoints(patterns):
+            checkpoint = read_checkpoint(
+                path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
+            )
+            run = self.run(resolved=resolved, data=data, checkpoint=checkpoint, settings=settings)
+            space = run.load()
+            anchor = space.vector().double().cpu()
+            prior = run.prior(space, anchor)
+            table = prior_table(prior, space, anchor)
+            planned, rows = self.plan(run, space.n)
+            report_plan(
+                REPORT,
+                path,
+                checkpoint.step,
+                run.config,
+                table,
+                values={"n_parameters": space.n, **planned},
+                rows=[("size", f"{space.n} parameters, {data.n_examples} examples"), *rows],
+                notes=[*run.notes, *prior.notes],
+            )
 
 
 def settings_from(common: Common) -> Settings:

@@ -23,13 +23,15 @@ def plot(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Figures of spectra or of log-volumes.
+    """Figures of spectra, of log-volumes or of counts of directions.
 
     Of landscape hessian: spectral density on a log scale and the largest eigenvalues with their
     residuals. Of landscape volume: the width of every direction beside the prior's, log V and the
     effective dimension over the cutoff; of an annealed one also its path, both starts over the
-    radius, and its islands. Several results are drawn together, in the order of their
-    training steps; a series of landscape collect over the training step.
+    radius, and its islands. Of landscape flat: a stacked bar per checkpoint, the counts over the
+    training step or the cutoff, walks and the sweep over examples. Several results are drawn
+    together, in the order of their training steps; a series of landscape collect over the training
+    step.
     """
     target = results[0].with_suffix(".png") if out is None else out
     draw(results, target)
@@ -77,6 +79,7 @@ def register(app: typer.Typer) -> None:
             "landscape plot results/step_001000.hessian.1a2b3c4d.h5",
             "landscape plot results/*.hessian.*.h5 -o spectrum.pdf",
             "landscape plot results/*.volume.*.h5 -o volume.pdf",
+            "landscape plot results/*.flat.*.h5 -o flat.png",
             "landscape plot series.h5 -o series.pdf",
         ),
     )(plot)

@@ -12,6 +12,7 @@ from landscape_cli.reporting import Report, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from landscape.flat_series import FlatSeries
     from landscape.series_records import Band, OperatorSeries, Series, TrainingSeries
     from landscape.volume_series import VolumeSeries
 
@@ -21,15 +22,22 @@ _SHOWN = 3  # Largest eigenvalues in the table.
 
 
 def report_series(
-    report: Report, file: Path, series: Series | VolumeSeries, *, new: bool = False
+    report: Report, file: Path, series: Series | VolumeSeries | FlatSeries, *, new: bool = False
 ) -> None:
     """Hand a series to the report: its warnings, its JSON entry and its tables."""
+    from landscape.flat_series import FlatSeries
     from landscape.series_records import Series
+    from landscape_cli.render_flat_series import flat_parts
     from landscape_cli.render_volume_series import volume_parts
 
     for warning in series.warnings:
         report.warn(warning)
-    rows, tables, values = _parts(series) if isinstance(series, Series) else volume_parts(series)
+    if isinstance(series, Series):
+        rows, tables, values = _parts(series)
+    elif isinstance(series, FlatSeries):
+        rows, tables, values = flat_parts(series)
+    else:
+        rows, tables, values = volume_parts(series)
     report.add(
         {
             "file": str(file),

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from landscape.volume.records import CLASSES, Directions, VolumeEstimate, VolumeResult
+from landscape.flat.learning import coefficient_of
+from landscape.flat.records import LearningCoefficient
+from landscape.volume.records import (
+    CLASSES,
+    Directions,
+    VolumeEstimate,
+    VolumeResult,
+)
 from landscape_cli.render import number, report_run, run_summary
 from landscape_cli.render_anneal import anneal_tables, anneal_values
+from landscape_cli.render_prior import prior_line
 from landscape_cli.reporting import Report, printable
 
 if TYPE_CHECKING:
-    from landscape.priors import PriorTable
     from landscape.volume_runs import VolumeRun
 
-__all__ = ["plan_tables", "report_volume", "volume_tables", "volume_values"]
+__all__ = [
+    "coefficient_line",
+    "report_volume",
+    "volume_plan",
+    "volume_tables",
+    "volume_values",
+]
 
 _ROUTES = {
     "dense": "exact: explicit matrix",
@@ -53,11 +67,15 @@ def volume_tables(result: VolumeResult, file: Path) -> list[Any]:
     config = info.config
     unit = printable(config.get("units", "loss units"))
     summary = run_summary(file, info)
-    summary.add_row("prior", _prior(result))
+    summary.add_row("prior", prior_line(config, result.prior))
     if config.get("tether") is not None:
         summary.add_row("tether", f"within {printable(config['tether'])} prior standard deviations")
     for name, found in result.estimates.items():
         summary.add_row(name, _how(found))
+    for name, found in result.estimates.items():
+        fit = coefficient_of(found)
+        if not math.isnan(fit.value):
+            summary.add_row("learning coefficient", f"{coefficient_line(fit)} ({printable(name)})")
     summary.add_row(
         "cost",
         f"{info.n_matvecs} products, {info.n_forward} forward passes, {info.wall_seconds:.2f} s on "
@@ -71,19 +89,11 @@ def volume_tables(result: VolumeResult, file: Path) -> list[Any]:
     return tables
 
 
-def _prior(result: VolumeResult) -> str:
-    config, table = result.info.config, result.prior
-    total = sum(table.sizes) or 1
-    scale = math.sqrt(sum(s * s * k for s, k in zip(table.scale, table.sizes, strict=True)) / total)
-    distance = math.sqrt(sum(table.location) / total)
-    if config.get("prior") == "uniform":
-        shape = config.get("uniform") or "box"
-        return f"uniform {shape}, half-width {scale:.4g} about {printable(config.get('mean'))}"
-    even = max(table.scale) - min(table.scale) <= 1e-9 * scale
-    spread = "" if even else " (rms over parameters)"
+def coefficient_line(found: LearningCoefficient) -> str:
+    """A learning coefficient in one line, with the cutoffs that it rests on."""
     return (
-        f"gaussian, mean {printable(config.get('mean'))}, sigma {scale:.4g}{spread}; the "
-        f"checkpoint is {distance:.3g} sigma away (rms)"
+        f"{found.value:.4g} ± {found.stderr:.2g}, m = {found.multiplicity}, from "
+        f"{found.n_cutoffs} cutoffs {found.lowest:g} to {found.highest:g}"
     )
 
 
@@ -169,6 +179,7 @@ def volume_values(result: VolumeResult) -> dict[str, Any]:
     for name, found in result.estimates.items():
         values[name] = {"path": found.path, "cutoff": found.cutoff}
         values[name] |= {field: getattr(found, field) for field in _ARRAYS}
+        values[name]["learning"] = dataclasses.asdict(coefficient_of(found))
     if result.annealing is not None:
         values["anneal"] |= anneal_values(result)
     if result.directions is not None:
@@ -184,37 +195,18 @@ def volume_values(result: VolumeResult) -> dict[str, Any]:
     return values
 
 
-def plan_tables(
-    title: str, run: VolumeRun, table: PriorTable, n: int, n_examples: int
-) -> list[Any]:
-    """What a run would do, and the prior of every tensor."""
+def volume_plan(run: VolumeRun, n: int) -> list[tuple[str, str]]:
+    """What a run on n parameters would do, as rows of a table."""
     options = run.options
-    summary = Table(title=title, show_header=False, title_justify="left", box=None)
-    summary.add_column(style="bold")
-    summary.add_column()
-    summary.add_row("size", f"{n} parameters, {n_examples} examples")
-    summary.add_row("curvature", f"{run.curvature}, {_ROUTES[run.route]}")
     cost = {
         "dense": f"{n} products",
         "gram": "a vector-Jacobian product per row of the factor",
         "lanczos": f"about {3 * options.top + (options.probes + 1) * options.steps} products",
     }[run.route]
-    summary.add_row("quadratic", cost if "quadratic" in options.chosen else "no")
     rays = options.samples * len(options.cutoffs)
     radial = f"{rays} rays, about {10 * rays} forward passes"
-    summary.add_row("radial", radial if "radial" in options.chosen else "no")
-    uniform = options.prior == "uniform"
-    rows = Table(title="prior", title_justify="left")
-    rows.add_column("tensor")
-    for column in ("size", "mean", "half-width" if uniform else "sigma", "weights", "|z*|²"):
-        rows.add_column(column, justify="right")
-    for index, name in enumerate(table.names):
-        rows.add_row(
-            printable(name),
-            str(table.sizes[index]),
-            *(
-                f"{getattr(table, column)[index]:.4g}"
-                for column in ("mean", "scale", "anchor", "location")
-            ),
-        )
-    return [summary, rows]
+    return [
+        ("curvature", f"{run.curvature}, {_ROUTES[run.route]}"),
+        ("quadratic", cost if "quadratic" in options.chosen else "no"),
+        ("radial", radial if "radial" in options.chosen else "no"),
+    ]

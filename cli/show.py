@@ -19,7 +19,7 @@ def show(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """A table of what each result file holds: eigenvalues with residuals, log-volumes, cost.
+    """A table of what each result file holds: eigenvalues, log-volumes, flat directions, cost.
 
     A series of landscape collect has a row per training step.
     """

@@ -11,11 +11,17 @@ from landscape_cli.options import (
     examples,
     shared_options,
 )
+from landscape_cli.prior_options import (
+    PRIOR_PANEL,
+    CutoffOption,
+    DryRunOption,
+    MeanOption,
+    SigmaOption,
+)
 
 __all__ = ["register"]
 
 _WHAT = "Measurement"
-_PRIOR = "Prior"
 
 
 @shared_options(loss="behaviour", without=("compiled",))
@@ -25,51 +31,26 @@ def volume(
     prior: Annotated[
         str,
         typer.Option(
-            metavar="gaussian|uniform", rich_help_panel=_PRIOR, help="Law of the parameters."
+            metavar="gaussian|uniform", rich_help_panel=PRIOR_PANEL, help="Law of the parameters."
         ),
     ] = "gaussian",
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="zero|anchor|init|CKPT",
-            rich_help_panel=_PRIOR,
-            help="Centre: zero (default; init with --sigma init), the checkpoint itself, the "
-            "initialiser's mean, another checkpoint.",
-        ),
-    ] = None,
-    sigma: Annotated[
-        str | None,
-        typer.Option(
-            metavar="rms|init|layer-rms|FLOAT",
-            rich_help_panel=_PRIOR,
-            help="Standard deviation: root mean square of the weights (default; of the first "
-            "checkpoint, so that several compare), the initialiser's, that of every tensor, or a "
-            "number.",
-        ),
-    ] = None,
+    mean: MeanOption = None,
+    sigma: SigmaOption = None,
     uniform: Annotated[
         str | None,
         typer.Option(
-            metavar="box|ball", rich_help_panel=_PRIOR, help="Shape of a uniform prior (box)."
+            metavar="box|ball", rich_help_panel=PRIOR_PANEL, help="Shape of a uniform prior (box)."
         ),
     ] = None,
     half_width: Annotated[
         float | None,
         typer.Option(
             metavar="H",
-            rich_help_panel=_PRIOR,
+            rich_help_panel=PRIOR_PANEL,
             help="Half-width of the box, or radius of the ball, in the parameters' units.",
         ),
     ] = None,
-    cutoff: Annotated[
-        str,
-        typer.Option(
-            metavar="E[,E...]|LO:HI:COUNT",
-            rich_help_panel=_WHAT,
-            help="Largest excess loss that counts as the same basin, per example; several in one "
-            "run, such as 1e-4:1:13.",
-        ),
-    ] = "0.01",
+    cutoff: CutoffOption = "0.01",
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,14 +137,7 @@ def volume(
             help="The I-th of M shares of the rays; landscape collect --merge joins the files.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            rich_help_panel=_WHAT,
-            help="Show the prior of every tensor and what would be done; measure nothing.",
-        ),
-    ] = False,
+    dry_run: DryRunOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Log of the prior's mass whose excess loss is below a cutoff, with its interval.
@@ -176,7 +150,7 @@ def volume(
     from landscape.volume.options import VolumeOptions, parse_cutoffs, parse_shard
     from landscape_cli.measuring import measure_checkpoints
     from landscape_cli.plot import check_ending, draw
-    from landscape_cli.volume_job import VolumeJob, dry_run_tables
+    from landscape_cli.volume_job import VolumeJob
 
     if plot is not None:
         check_ending(plot, "--plot")
@@ -201,7 +175,7 @@ def volume(
         shard=None if shard is None else parse_shard(shard),
     )
     if dry_run:
-        dry_run_tables(checkpoints, common, options)
+        VolumeJob(options, common).show_plans(checkpoints, common)
         return
     files = measure_checkpoints(checkpoints, common, VolumeJob(options, common))
     if plot is not None and files:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from landscape.criteria import CrossEntropy as CrossEntropy
     from landscape.criteria import SquaredError as SquaredError
     from landscape.errors import LandscapeError as LandscapeError
+    from landscape.flat.declared import DeclaredSymmetry as DeclaredSymmetry
+    from landscape.flat.options import FlatOptions as FlatOptions
+    from landscape.flat.records import FlatResult as FlatResult
+    from landscape.flat_runs import flat_directions as flat_directions
     from landscape.hessian import HessianOptions as HessianOptions
     from landscape.results import HessianResult as HessianResult
     from landscape.risk import Risk as Risk
@@ -37,6 +41,9 @@ _HOME = {
     "BinaryCrossEntropy": "criteria",
     "Criterion": "criteria",
     "CrossEntropy": "criteria",
+    "DeclaredSymmetry": "flat.declared",
+    "FlatOptions": "flat.options",
+    "FlatResult": "flat.records",
     "HessianOptions": "hessian",
     "HessianResult": "results",
     "LandscapeError": "errors",
@@ -47,6 +54,7 @@ _HOME = {
     "VolumeOptions": "volume.options",
     "VolumeResult": "volume.records",
     "collect": "series",
+    "flat_directions": "flat_runs",
     "hessian_spectrum": "runs",
     "load": "store",
     "load_series": "series_store",

@@ -15,7 +15,7 @@ from torch import Tensor
 from landscape.errors import UsageError
 from landscape.risk import Risk
 
-__all__ = ["GRAM_LIMIT", "factor", "factor_width", "pull_back"]
+__all__ = ["GRAM_LIMIT", "factor", "factor_width", "output_spectra", "pull_back"]
 
 GRAM_LIMIT = 4096  # Largest number of rows whose Gram matrix is built.
 _BLOCK = 32  # Rows pulled back at a time.
@@ -77,17 +77,38 @@ def _roots(risk: Risk, index: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         flat places in the outputs (r, width) and the values there (r, width), one term each row.
     """
+    places, values, vectors = output_spectra(risk, index, outputs)
+    term, direction = values.nonzero(as_tuple=True)
+    roots = vectors[term, :, direction] * values[term, direction].sqrt()[:, None]
+    return places[term], roots.to(outputs.dtype)
+
+
+def output_spectra(risk: Risk, index: int, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenpairs of the loss's Hessian in the outputs of every term of a micro-batch.
+
+    Args:
+        risk: the loss.
+        index: number of the micro-batch, whose part of the loss is counted in.
+        outputs: its outputs, detached.
+
+    Returns:
+        flat places in the outputs (t, width), eigenvalues (t, width), 0 where they are rounding,
+        and eigenvectors in columns (t, width, width), float64.
+
+    Raises:
+        UsageError: the criterion is not convex in the outputs.
+
+    Cost: one derivative of the criterion for each output of a term.
+    """
     criterion = risk.criterion
     places = criterion.term_places(outputs, risk.batch(index))
     detached = outputs.requires_grad_()
     loss = risk.output_loss(detached, index) * risk.fractions[index]
     (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
-    if not slope.requires_grad:
-        return places[:0], torch.zeros_like(places[:0], dtype=outputs.dtype)
     terms, width = places.shape
-    blocks = torch.empty(terms, width, width, dtype=torch.float64, device=outputs.device)
+    blocks = torch.zeros(terms, width, width, dtype=torch.float64, device=outputs.device)
     # Terms are independent: one probe per output, for all terms at once, gives their Hessians.
-    for column in range(width):
+    for column in range(width if slope.requires_grad else 0):
         probe = torch.zeros(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
         probe[places[:, column]] = 1
         (curved,) = torch.autograd.grad(
@@ -95,16 +116,14 @@ def _roots(risk: Risk, index: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
         )
         blocks[:, :, column] = curved.reshape(-1)[places].double()
     values, vectors = torch.linalg.eigh((blocks + blocks.mT) / 2)
-    largest = float(values.abs().max())
+    largest = float(values.abs().max()) if values.numel() else 0.0
     slack = max(1e-9, 10 * torch.finfo(outputs.dtype).eps)
-    if float(values.min()) < -slack * largest:
+    if values.numel() and float(values.min()) < -slack * largest:
         raise UsageError(
             f"the criterion {criterion.name!r} is not convex in the outputs, so the GGN has no "
             "Gram matrix; use --method lanczos"
         )
-    term, direction = (values > _NULL * largest).nonzero(as_tuple=True)
-    roots = vectors[term, :, direction] * values[term, direction].sqrt()[:, None]
-    return places[term], roots.to(outputs.dtype)
+    return places, torch.where(values > _NULL * largest, values, 0.0), vectors
 
 
 def pull_back(risk: Risk, outputs: Tensor, cotangents: Tensor) -> Tensor:

@@ -12,37 +12,14 @@ import numpy as np
 
 from landscape.errors import ResultFileError
 from landscape.store import SCHEMA, atomic_h5, open_untrusted, remove_stale
+from landscape.units import MemoryUnits
 
-__all__ = ["MemoryUnits", "PartialFile"]
+__all__ = ["PartialFile"]
 
 Unit = Mapping[str, Any]
 
 _SOONEST = 1.0  # Seconds between flushes.
 _SHARE = 20.0  # Time between flushes over the time that one takes.
-
-
-class MemoryUnits:
-    """Units of work held in memory only: what library users get by default."""
-
-    def __init__(self) -> None:
-        self._units: dict[str, dict[str, Any]] = {}
-        self.seconds = 0.0
-
-    def get(self, name: str) -> dict[str, Any] | None:
-        """The arrays and numbers of a unit, or None where it has not been stored."""
-        return self._units.get(name)
-
-    def put(self, name: str, unit: Unit) -> None:
-        """Store or replace a unit."""
-        self._units[name] = dict(unit)
-
-    def drop(self, name: str) -> None:
-        """Forget a unit."""
-        self._units.pop(name, None)
-
-    def due(self) -> bool:
-        """Whether unfinished state should be stored now; called often, answers seldom."""
-        return False
 
 
 class PartialFile(MemoryUnits):

@@ -13,6 +13,8 @@ from scipy.stats import t as t_law
 
 from landscape.agreement import require_one_command
 from landscape.errors import UsageError
+from landscape.flat.records import FlatResult
+from landscape.flat_series import FlatSeries
 from landscape.results import MODULES, Density, HessianResult
 from landscape.series import collect
 from landscape.series_store import kind_of, load_series
@@ -62,7 +64,8 @@ def plot_results(files: Sequence[Path], target: Path) -> None:
         )
     with matplotlib.rc_context(_STYLE):
         figure = _figure(files)
-        _settle(figure)
+        if figure.subfigs or target.suffix.lower() != ".png":
+            _settle(figure)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # A figure is a function of its results: no date in the file.
@@ -73,12 +76,11 @@ def plot_results(files: Sequence[Path], target: Path) -> None:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay out parts of a figure, to digits that are the same every time.
+    """Lay out a figure, to digits that are the same every time.
 
-    The solver behind nested layouts rounds by the order in which it happens to meet them.
+    The solver behind layouts rounds by the order in which it happens to meet their parts. Pixels
+    hide that where nothing is nested.
     """
-    if not figure.subfigs:
-        return
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     parts: list[Any] = [*figure.subfigs]
@@ -94,6 +96,7 @@ def _settle(figure: Figure) -> None:
 
 def _figure(files: Sequence[Path]) -> Figure:
     """The figure of a series file, or of the results of single checkpoints."""
+    from landscape.flat_plot import flat_figure
     from landscape.series_plot import series_figure
     from landscape.volume_series_plot import volume_series_figure
 
@@ -104,12 +107,19 @@ def _figure(files: Sequence[Path]) -> Figure:
         loaded = load_series(series[0])
         if isinstance(loaded, VolumeSeries):
             return volume_series_figure(loaded)
+        if isinstance(loaded, FlatSeries):
+            return flat_figure(loaded)
         return series_figure(loaded)
     results = [load(file) for file in files]
     names = [str(file) for file in files]
     require_one_command(results, names, "Draw each kind by itself")
     if isinstance(results[0], VolumeResult):
         return _volumes(results, names)
+    if isinstance(results[0], FlatResult):
+        found, only = _one_each(results, names), results[0]
+        if len(results) > 1:
+            return flat_figure(found)
+        return flat_figure(found, walk=only.walk, sweep=only.sweep)
     return hessian_figure(
         sorted(results, key=lambda r: math.inf if r.info.step is None else r.info.step)
     )
@@ -120,13 +130,19 @@ def _volumes(results: Sequence[VolumeResult], names: Sequence[str]) -> Figure:
     from landscape.volume_plot import volume_figure
     from landscape.volume_series_plot import volume_series_figure
 
+    series = _one_each(results, names)
+    return volume_figure(results[0], series) if len(results) == 1 else volume_series_figure(series)
+
+
+def _one_each(results: Sequence[Any], names: Sequence[str]) -> Any:
+    """Results as a series, of which none may be left out."""
     series = collect(results, sources=names)
     if series.notices:
         raise UsageError(
             f"{series.notices[0]}; expected one result of each checkpoint. Draw them apart, or "
             "merge shards with landscape collect --merge"
         )
-    return volume_figure(results[0], series) if len(results) == 1 else volume_series_figure(series)
+    return series
 
 
 def hessian_figure(results: Sequence[HessianResult]) -> Figure:

@@ -24,13 +24,12 @@ from landscape.hessian import (
 from landscape.measurement import BUDGET_SPENT, Measurement, Stopwatch, prepared
 from landscape.operators import LinearOperator, curvature
 from landscape.params import ParameterSpace
-from landscape.partial import MemoryUnits
 from landscape.results import MODULES, HessianResult, Moments, Spectrum
 from landscape.settings import Settings, resolve_device
 from landscape.spectrum import check_wanted
 from landscape.store import run_key
 from landscape.task import ResolvedTask, Task
-from landscape.units import Progress, Units, silent
+from landscape.units import MemoryUnits, Progress, Units, silent
 
 __all__ = ["HessianRun", "hessian_spectrum"]
 

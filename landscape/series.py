@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from landscape.agreement import MAY, MUST, Rules, joined, option, require_one_command
 from landscape.errors import UsageError
+from landscape.flat.records import FlatResult
+from landscape.flat_series import FlatSeries, collect_flat
 from landscape.log_density import BANDWIDTH, counts_per_decade, log_grid
 from landscape.results import MODULES, Density, HessianResult, Moments, Spectrum, block_size
 from landscape.series_records import Band, OperatorSeries, Series
@@ -79,12 +81,18 @@ def collect(
 ) -> VolumeSeries: ...
 
 
+@overload
+def collect(
+    results: Sequence[FlatResult], *, sources: Sequence[str] | None = None
+) -> FlatSeries: ...
+
+
 def collect(
     results: Sequence[Any],
     *,
     sources: Sequence[str] | None = None,
     vectors: Vectors | None = None,
-) -> Series | VolumeSeries:
+) -> Series | VolumeSeries | FlatSeries:
     """Join results over the training step.
 
     Args:
@@ -100,11 +108,15 @@ def collect(
         UsageError: the results do not belong to one series.
     """
     if not results:
-        raise UsageError("no result to collect; expected results of landscape hessian or volume")
+        raise UsageError(
+            "no result to collect; expected results of landscape hessian, volume or flat"
+        )
     names = [r.info.checkpoint for r in results] if sources is None else list(sources)
     require_one_command(results, names, "Collect each kind by itself")
     if isinstance(results[0], VolumeResult):
         return collect_volumes(results, names)
+    if isinstance(results[0], FlatResult):
+        return collect_flat(results, names)
     order, rows = joined(results, names, _RULES)
     chosen: list[HessianResult] = [results[i] for i in order]
 

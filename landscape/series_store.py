@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscape.errors import ResultFileError
+from landscape.flat_series import FlatSeries
+from landscape.flat_series_store import read_flat_series, write_flat_series
 from landscape.results import MODULES, HessianResult
 from landscape.series import collect
 from landscape.series_records import Band, OperatorSeries, Series, TrainingSeries
@@ -61,7 +63,7 @@ def kind_of(path: Path | str) -> Literal["result", "series"]:
         return "series" if file.attrs.get("kind") == "series" else "result"
 
 
-def collect_files(paths: Sequence[Path]) -> Series | VolumeSeries:
+def collect_files(paths: Sequence[Path]) -> Series | VolumeSeries | FlatSeries:
     """Join result files of one command; eigenvectors are read for two files at a time.
 
     Raises:
@@ -120,7 +122,7 @@ def _flat(record: Any) -> Iterator[tuple[str, Any]]:
             yield field.name, value
 
 
-def save_series(path: Path, series: Series | VolumeSeries) -> None:
+def save_series(path: Path, series: Series | VolumeSeries | FlatSeries) -> None:
     """Write a series file atomically.
 
     Raises:
@@ -130,7 +132,7 @@ def save_series(path: Path, series: Series | VolumeSeries) -> None:
         for name, value in (
             ("schema", SCHEMA),
             ("kind", "series"),
-            ("of", "volume" if isinstance(series, VolumeSeries) else "hessian"),
+            ("of", _kind(series)),
             ("command", "collect"),
             ("content", content(series)),
             ("config", json.dumps(dict(series.config), default=str)),
@@ -153,9 +155,18 @@ def save_series(path: Path, series: Series | VolumeSeries) -> None:
             data.dims[0].attach_scale(run["step"])
         if isinstance(series, VolumeSeries):
             write_volume_series(file, series)
-            return
-        for operator in series.operators.values():
-            _write_operator(file, series.step, operator)
+        elif isinstance(series, FlatSeries):
+            write_flat_series(file, series)
+        else:
+            for operator in series.operators.values():
+                _write_operator(file, series.step, operator)
+
+
+def _kind(series: TrainingSeries) -> str:
+    """The command whose results were joined."""
+    if isinstance(series, FlatSeries):
+        return "flat"
+    return "volume" if isinstance(series, VolumeSeries) else "hessian"
 
 
 def _text(text: str) -> str:
@@ -196,8 +207,9 @@ def load_series(path: Path | str) -> Any:
     """Load a series file as the dataclass that :func:`landscape.series.collect` returned.
 
     Returns:
-        a :class:`landscape.series_records.Series` or a
-        :class:`landscape.volume_series.VolumeSeries`, by what was collected.
+        a :class:`landscape.series_records.Series`, a
+        :class:`landscape.volume_series.VolumeSeries` or a
+        :class:`landscape.flat_series.FlatSeries`, by what was collected.
 
     Raises:
         ResultFileError: it is no series file, or damaged.
@@ -211,6 +223,8 @@ def load_series(path: Path | str) -> Any:
         rows = _read_rows(file)
         if file.attrs.get("of") == "volume":
             return read_volume_series(file, rows)
+        if file.attrs.get("of") == "flat":
+            return read_flat_series(file, rows)
         operators, t = {}, len(rows["step"])
         for name, node in file["operator"].items():
             operators[name] = _read_operator(node, name, t)

@@ -173,6 +173,10 @@ def save(path: Path, result: Result) -> None:
         write_attributes(file, scalars(result.info))
         if isinstance(result, HessianResult):
             _write_hessian(file, result)
+        elif result.info.command == "flat":
+            from landscape.flat_store import write_flat
+
+            write_flat(file, result)
         else:
             from landscape.volume_store import write_volume
 
@@ -395,8 +399,9 @@ def load(path: Path | str) -> Any:
     """Load a result file as the dataclass that the library function returned.
 
     Returns:
-        a :class:`landscape.results.HessianResult` or
-        :class:`landscape.volume.records.VolumeResult`, by the file's command.
+        a :class:`landscape.results.HessianResult`,
+        :class:`landscape.volume.records.VolumeResult` or
+        :class:`landscape.flat.records.FlatResult`, by the file's command.
 
     Raises:
         ResultFileError: see :func:`open_untrusted`.
@@ -413,6 +418,10 @@ def load(path: Path | str) -> Any:
             from landscape.volume_store import read_volume
 
             return read_volume(file, info, indices)
+        if info.command == "flat":
+            from landscape.flat_store import read_flat
+
+            return read_flat(file, info, indices)
         return HessianResult(
             info=info,
             spectra=_read_all(Spectrum, file, "spectrum"),

@@ -12,13 +12,16 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from landscape.criteria import Batch, Criterion, as_criterion
 from landscape.errors import LandscapeError, TaskError, UsageError
+
+if TYPE_CHECKING:
+    from landscape.flat.declared import DeclaredSymmetry
 
 __all__ = ["ResolvedTask", "Task", "parse_settings", "resolve_task"]
 
@@ -48,6 +51,7 @@ class Task:
         forward: the model's outputs for a batch; ``model(batch[0])`` unless given.
         initialise: re-initialises the model with a generator (used by priors of ``init`` kind);
             every module's ``reset_parameters()`` unless given.
+        symmetries: what :mod:`landscape.flat` cannot see in the module graph; each is checked.
     """
 
     model: nn.Module
@@ -55,12 +59,18 @@ class Task:
     criterion: Any
     forward: Callable[[nn.Module, Batch], Tensor] = default_forward
     initialise: Callable[[nn.Module, Generator], None] | None = None
+    symmetries: Sequence[DeclaredSymmetry] = ()
     _criterion: Criterion = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TaskError(
                 f"the task's model is a {type(self.model).__name__}; expected a torch.nn.Module"
+            )
+        if not isinstance(self.symmetries, Sequence) or isinstance(self.symmetries, str):
+            raise TaskError(
+                f"the task's symmetries are a {type(self.symmetries).__name__}; expected a list of "
+                "landscape.DeclaredSymmetry"
             )
         object.__setattr__(self, "_criterion", as_criterion(self.criterion))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-__all__ = ["Progress", "Units", "silent"]
+__all__ = ["MemoryUnits", "Progress", "Units", "silent"]
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a phase, the work done in it and all of it where that is known."""
@@ -31,3 +31,27 @@ class Units(Protocol):
 
     def due(self) -> bool:
         """Whether unfinished state should be stored now."""
+
+
+class MemoryUnits:
+    """Units of work held in memory only: what library users get by default."""
+
+    def __init__(self) -> None:
+        self._units: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The arrays and numbers of a unit, or None where it has not been stored."""
+        return self._units.get(name)
+
+    def put(self, name: str, unit: Mapping[str, Any]) -> None:
+        """Store or replace a unit."""
+        self._units[name] = dict(unit)
+
+    def drop(self, name: str) -> None:
+        """Forget a unit."""
+        self._units.pop(name, None)
+
+    def due(self) -> bool:
+        """Whether unfinished state should be stored now; called often, answers seldom."""
+        return False

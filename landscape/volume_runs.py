@@ -14,17 +14,16 @@ from torch import Tensor
 
 from landscape.errors import UsageError
 from landscape.gram import GRAM_LIMIT
-from landscape.measurement import BUDGET_SPENT, Measurement, Stopwatch, prepared
+from landscape.measurement import BUDGET_SPENT, Stopwatch, prepared
 from landscape.operators import LinearOperator, Whitened, curvature
 from landscape.params import ParameterSpace
-from landscape.partial import MemoryUnits
-from landscape.prior_options import resolve_prior, resolve_sigma
+from landscape.prior_measurement import PriorMeasurement
 from landscape.priors import GaussianPrior, UniformPrior, prior_table
 from landscape.settings import Settings, resolve_device
 from landscape.spectrum import EXACT_LIMIT
 from landscape.store import run_key
 from landscape.task import ResolvedTask, Task
-from landscape.units import Progress, Units, silent
+from landscape.units import MemoryUnits, Progress, Units, silent
 from landscape.volume.curvature import Route, curved
 from landscape.volume.excess import ExcessLoss
 from landscape.volume.options import VolumeOptions
@@ -42,29 +41,24 @@ __all__ = ["VolumeRun", "log_volume"]
 
 
 @dataclass(kw_only=True)
-class VolumeRun(Measurement):
+class VolumeRun(PriorMeasurement):
     """A prepared ``volume`` measurement of one checkpoint; :meth:`measure` does it.
 
     The key depends neither on the batch size and the device nor on the numbers of rays and probes
     and the error that is asked for, which continue the same file.
 
     Args:
-        options: what to measure; for the others see :class:`landscape.measurement.Measurement`.
-        sigma: the standard deviation of every tensor where an earlier checkpoint of a series has
-            resolved it, so that volumes compare; from the options where None.
-        prior_access: how to read a checkpoint that the prior's mean names.
+        options: what to measure; for the others see
+            :class:`landscape.prior_measurement.PriorMeasurement`.
 
     Attributes:
         curvature: ``ggn`` or ``hessian``.
         route: ``dense``, ``gram`` or ``lanczos``.
-        notes: what had to be decided about the prior's standard deviation.
     """
 
     command: ClassVar[str] = "volume"
 
     options: VolumeOptions
-    sigma: tuple[float, ...] | None = None
-    prior_access: Mapping[str, Any] = field(default_factory=dict)
     curvature: str = field(init=False)
     route: Route = field(init=False)
 
@@ -77,16 +71,7 @@ class VolumeRun(Measurement):
         if self.curvature == "auto":
             self.curvature = "ggn" if behaves else "hessian"
         self.route = self._route(ParameterSpace(model, self.settings.params).n)
-        self.notes: tuple[str, ...] = ()
-        if self.sigma is None and options.prior == "gaussian":
-            space = self.load()
-            self.sigma, self.notes = resolve_sigma(
-                "rms" if options.sigma is None else options.sigma,
-                space=space,
-                anchor=space.vector().double().cpu(),
-                task=self.resolved.task,
-                seed=self.settings.seed,
-            )
+        self._resolve_sigma()
         self.key = run_key({**self.config, **self.identity()})
 
     def _route(self, n: int) -> Route:
@@ -108,24 +93,13 @@ class VolumeRun(Measurement):
         return "lanczos"
 
     @property
-    def mean(self) -> str:
-        """Centre of the prior: where initial weights are, if their spread is asked for."""
-        given = self.options.mean
-        return given if given is not None else "init" if self.options.sigma == "init" else "zero"
-
-    @property
     def config(self) -> dict[str, Any]:
         """Every resolved option that the estimates depend on."""
         options = self.options
         lanczos = self.route == "lanczos"
         return {
             **self.shared_config(),
-            "prior": options.prior,
-            "mean": self.mean,
-            "sigma": None if self.sigma is None else list(self.sigma),
-            "uniform": options.uniform,
-            "half_width": options.half_width,
-            "cutoffs": list(options.cutoffs),
+            **self.prior_config(),
             "methods": list(options.chosen),
             "curvature": self.curvature,
             "route": self.route,
@@ -141,26 +115,6 @@ class VolumeRun(Measurement):
         options = self.options
         tilted = options.directions == "tilted" and options.prior == "gaussian"
         return "quadratic" in options.chosen or ("radial" in options.chosen and tilted)
-
-    def prior(self, space: ParameterSpace, anchor: Tensor) -> GaussianPrior | UniformPrior:
-        """The prior that the options name, for the selected parameters with values (n,).
-
-        Raises:
-            LandscapeError: see :func:`landscape.prior_options.resolve_prior`.
-        """
-        options = self.options
-        return resolve_prior(
-            options.prior,
-            space=space,
-            anchor=anchor,
-            task=self.resolved.task,
-            mean=self.mean,
-            sigma=options.sigma if self.sigma is None else self.sigma,
-            uniform=options.uniform,
-            half_width=options.half_width,
-            seed=self.settings.seed,
-            **self.prior_access,
-        )
 
     def measure(self, *, units: Units | None = None, progress: Progress = silent) -> VolumeResult:
         """Measure and return the result.

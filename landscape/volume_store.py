@@ -28,7 +28,7 @@ from landscape.volume.records import (
     VolumeResult,
 )
 
-__all__ = ["read_volume", "write_volume"]
+__all__ = ["read_prior", "read_volume", "write_prior", "write_volume"]
 
 _TABLE = ("sizes", "mean", "scale", "anchor", "location")
 
@@ -57,10 +57,14 @@ def write_volume(file: h5py.File, result: Result) -> None:
             write_array(group, _stored(name), values, axes)
     if result.annealing is not None:
         write_annealing(file, result.annealing, result.estimates["anneal"].cutoff)
-    group = group_at(file, "prior")
-    group.create_dataset("name", data=[n.encode() for n in result.prior.names]).make_scale("name")
+    write_prior(group_at(file, "prior"), result.prior)
+
+
+def write_prior(group: h5py.Group, prior: PriorTable) -> None:
+    """Write the table of a prior: a row for every tensor."""
+    group.create_dataset("name", data=[n.encode() for n in prior.names]).make_scale("name")
     for name in _TABLE:
-        write_array(group, name, np.asarray(getattr(result.prior, name)), ("name",))
+        write_array(group, name, np.asarray(getattr(prior, name)), ("name",))
 
 
 def _write_arrays(group: h5py.Group, record: Any, axes: dict[int, tuple[str, ...]]) -> None:
@@ -108,7 +112,7 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
         rays=rays,
         directions=directions,
         annealing=annealing,
-        prior=_table(file["prior"]),
+        prior=read_prior(file["prior"]),
     )
 
 
@@ -130,7 +134,8 @@ def _stored(name: str) -> str:
     return "class" if name == "kind" else name
 
 
-def _table(node: h5py.Group) -> PriorTable:
+def read_prior(node: h5py.Group) -> PriorTable:
+    """The table of a prior that a group holds; raises as :func:`read_volume`."""
     names = tuple(text.decode() for text in node["name"][()])
     columns = {name: tuple(read_shaped(node, name, (len(names),)).tolist()) for name in _TABLE}
     return PriorTable(names=names, **columns)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from landscape.partial import MemoryUnits
-from landscape.units import silent
+from landscape.units import MemoryUnits, silent
 from landscape.volume import anneal_job
 from landscape.volume.anneal import annealed
 from landscape.volume.anneal_job import Annealer, keep_annealing, mark_places

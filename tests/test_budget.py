@@ -15,7 +15,6 @@ from landscape.data import materialise
 from landscape.errors import UsageError
 from landscape.hessian import HessianOptions
 from landscape.operators import curvature
-from landscape.partial import MemoryUnits
 from landscape.results import MODULES
 from landscape.risk import Risk
 from landscape.runs import HessianRun, hessian_spectrum
@@ -23,6 +22,7 @@ from landscape.settings import Settings
 from landscape.store import load, save
 from landscape.task import resolve_task
 from landscape.training import train
+from landscape.units import MemoryUnits
 from landscape_cli.app import run
 
 

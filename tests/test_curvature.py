@@ -11,7 +11,7 @@ import torch
 
 from landscape.hessian import HessianOptions, measure_operator
 from landscape.operators import curvature
-from landscape.partial import MemoryUnits
+from landscape.units import MemoryUnits
 
 NAMES = list(networks.NETWORKS)
 

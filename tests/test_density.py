@@ -10,9 +10,9 @@ import torch
 from landscape.density import assemble_density, exact_density, probe
 from landscape.hessian import HessianOptions, measure_operator
 from landscape.operators import DenseOperator, curvature
-from landscape.partial import MemoryUnits
 from landscape.smoothing import smooth
 from landscape.sums import estimate, moments
+from landscape.units import MemoryUnits
 
 SPECTRUM = np.r_[[10.0, 6.0, 4.0], np.linspace(-0.2, 1, 60), np.zeros(37)]
 N = len(SPECTRUM)

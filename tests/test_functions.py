@@ -12,12 +12,12 @@ from landscape.errors import NotFiniteError, UsageError
 from landscape.hessian import HessianOptions, measure_operator
 from landscape.krylov import FUNCTIONS, apply_function
 from landscape.operators import DenseOperator, Shifted, curvature
-from landscape.partial import MemoryUnits
 from landscape.risk import Risk
 from landscape.sums import count_above, log_det
 from landscape.task import resolve_task
 from landscape.trace import xtrace
 from landscape.training import train
+from landscape.units import MemoryUnits
 
 SPECTRUM = np.r_[[30.0, 18.0, 9.0], np.arange(1, 98.0) ** -1.0]
 N = len(SPECTRUM)

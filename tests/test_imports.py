@@ -45,20 +45,30 @@ LAYERS = [
     {"density", "trace", "spectrum", "checks", "settings"},
     {"log_density", "agreement", "series_records"},
     {"priors", "prior_options", "volume", "flat"},
-    {"hessian", "volume_series", "series", "store", "volume_store", "anneal_store"},
-    {"partial", "series_store", "volume_series_store", "step_axis", "volume_merge"},
-    {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "measurement"},
+    {"hessian", "volume_series", "flat_series", "series"},
+    {"store", "record_store", "volume_store", "anneal_store", "flat_store"},
+    {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
+    {"series_store"},
+    {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"},
+    {"measurement"},
+    {"prior_measurement"},
     {"volume_anneal"},
-    {"runs", "volume_runs"},
+    {"runs", "volume_runs", "flat_runs"},
 ]
 # These read and write files or draw; all others are numerics.
 OUTER = {
     "anneal_plot",
     "anneal_store",
+    "flat_plot",
+    "flat_runs",
+    "flat_series_store",
+    "flat_store",
+    "record_store",
     "store",
     "partial",
     "plotting",
     "measurement",
+    "prior_measurement",
     "runs",
     "series_store",
     "series_plot",
@@ -158,7 +168,8 @@ def test_figures_need_no_torch():
     light = {"errors", "results", "smoothing", "store", "text", "log_density", "agreement"}
     light |= {"series", "series_records", "series_store", "series_plot", "step_axis", "plotting"}
     light |= {"volume_plot", "volume_series", "volume_series_plot", "volume_series_store"}
-    light |= {"volume_store", "anneal_plot", "anneal_store", "volume", "flat"}
+    light |= {"volume_store", "anneal_plot", "anneal_store", "record_store", "volume", "flat"}
+    light |= {"flat_plot", "flat_series", "flat_series_store", "flat_store"}
     paths = [LIBRARY / f"{name}.py" for name in light - {"volume", "flat"}]
     records = ("records", "anneal_records", "anneal_summary", "islands", "weights")
     paths += [LIBRARY / "volume" / f"{name}.py" for name in records]
@@ -174,6 +185,7 @@ def test_commands_import_late(path):
         "measuring.py",
         "merging.py",
         "hessian_job.py",
+        "flat_job.py",
         "volume_job.py",
     ) or path.stem.startswith("render"):
         return  # Imported by the commands when they run.

@@ -15,12 +15,12 @@ from landscape.checks import check_risk, non_smooth_functions
 from landscape.data import materialise
 from landscape.errors import UsageError
 from landscape.hessian import HessianOptions
-from landscape.partial import MemoryUnits
 from landscape.runs import HessianRun, hessian_spectrum
 from landscape.settings import Settings, resolve_device, resolve_dtype
 from landscape.store import load, save
 from landscape.task import Task, resolve_task
 from landscape.training import train
+from landscape.units import MemoryUnits
 
 
 @pytest.fixture(scope="module")

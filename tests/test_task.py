@@ -347,3 +347,10 @@ class TestSettings:
     @given(st.text())
     def test_any_text_is_a_value(self, text):
         assert set(parse_settings([f"key={text}"])) == {"key"}
+
+
+@pytest.mark.parametrize("symmetries", ["scale", None, 3])
+def test_symmetries_are_a_list(symmetries):
+    data = (torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(TaskError, match="expected a list of"):
+        Task(model=nn.Linear(2, 2), data=data, criterion="cross_entropy", symmetries=symmetries)

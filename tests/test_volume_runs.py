@@ -15,7 +15,7 @@ import landscape
 from landscape import Settings, Task, VolumeOptions, log_volume
 from landscape.errors import CheckpointError, TaskError, UsageError
 from landscape.operators import Whitened, curvature
-from landscape.partial import MemoryUnits
+from landscape.units import MemoryUnits
 from landscape.volume.curvature import curved, factored
 from landscape.volume.options import parse_cutoffs, parse_shard
 

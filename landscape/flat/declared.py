@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from landscape.errors import UsageError
+from landscape.errors import TaskError, UsageError
 from landscape.flat.family import Family
 from landscape.flat.subject import Subject
 
@@ -59,12 +60,14 @@ def declared_family(declared: DeclaredSymmetry, subject: Subject) -> Family:
 
     Raises:
         UsageError: an action is not the identity at 0, a name is no parameter, a shape is wrong.
+        TaskError: the user's function fails, or returns something else.
     """
     if declared.action is not None:
         family = Family(
             name=declared.name, layer="declared", size=declared.size, act=declared.action
         )
-        still = declared.action(subject.parameters, torch.zeros(declared.size).double())
+        nothing = torch.zeros(declared.size).double()
+        still = _called(declared.name, declared.action, subject.parameters, nothing)
         _check(declared.name, {name: tensor[None] for name, tensor in still.items()}, subject)
         if any(not torch.allclose(t, subject.parameters[n]) for n, t in still.items()):
             raise UsageError(
@@ -73,7 +76,8 @@ def declared_family(declared: DeclaredSymmetry, subject: Subject) -> Family:
             )
         return family
     assert declared.basis is not None
-    rows = {name: t.detach().double() for name, t in declared.basis(subject.parameters).items()}
+    given = _called(declared.name, declared.basis, subject.parameters)
+    rows = {name: t.detach().double() for name, t in given.items()}
     _check(declared.name, rows, subject)
     size = len(next(iter(rows.values())))
 
@@ -81,6 +85,26 @@ def declared_family(declared: DeclaredSymmetry, subject: Subject) -> Family:
         return {name: parameters[name] + torch.tensordot(c, t, 1) for name, t in rows.items()}
 
     return Family(name=declared.name, layer="declared", size=size, act=act)
+
+
+def _called(name: str, function: Callable[..., Any], *arguments: Any) -> Mapping[str, Tensor]:
+    """What the user's function returns.
+
+    Raises:
+        TaskError: it fails, or returns anything but tensors by name.
+    """
+    try:
+        found = function(*arguments)
+    except Exception as error:
+        raise TaskError(
+            f"the declared symmetry {name!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise TaskError(
+            f"the declared symmetry {name!r} returned a {type(found).__name__}; expected tensors "
+            "by the names of the parameters"
+        )
+    return found
 
 
 def _check(name: str, rows: Mapping[str, Tensor], subject: Subject) -> None:

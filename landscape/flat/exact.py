@@ -21,19 +21,28 @@ from landscape.flat.ranks import (
     participation_ratio,
     rank_count,
     singular_values,
+    term_frame,
     triangle,
 )
 from landscape.flat.records import PriorCounts, RankCount, SymmetryTable
 from landscape.flat.subject import Subject
 from landscape.flat.symmetries import known_nulls
-from landscape.gram import factor
+from landscape.gram import output_spectra
+from landscape.memory import stored_tensor
 from landscape.operators import curvature
 from landscape.risk import Risk
-from landscape.spectrum import EXACT_LIMIT, dense_spectrum
-from landscape.units import Progress, silent
+from landscape.spectrum import EXACT_LIMIT
+from landscape.units import MemoryUnits, Progress, Units, silent
+from landscape.volume.curvature import dense_eigenpairs
 from landscape.volume.records import Directions, VolumeEstimate
 
-__all__ = ["ExactCounts", "exact_counts", "prior_counts", "symmetry_table"]
+__all__ = [
+    "ExactCounts",
+    "exact_counts",
+    "prior_counts",
+    "require_exact",
+    "symmetry_table",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,15 +54,35 @@ class ExactCounts:
         participation: of ``ggn`` and ``hessian``, likewise.
         jacobian: rows (at most n, n) with the singular values and the null space of the behavioural
             Jacobian, float64.
-        null: an orthonormal basis of its null space, (q, n).
+        factor: the same of the factor of the GGN; None without it.
+        null: an orthonormal basis of the Jacobian's null space, (q, n).
         n_matvecs: rows pulled back and matrix-vector products.
     """
 
     ranks: dict[str, RankCount]
     participation: dict[str, float]
     jacobian: Tensor
+    factor: Tensor | None
     null: Tensor
     n_matvecs: int
+
+
+def require_exact(n: int, dtype: torch.dtype) -> None:
+    """Refuse what has no exact ranks.
+
+    Raises:
+        UsageError: not float64, or more than 4096 parameters.
+    """
+    if dtype != torch.float64:
+        raise UsageError(
+            f"ranks in {dtype}: expected float64, in which rounding can be told from small "
+            "values. Use --dtype float64"
+        )
+    if n > EXACT_LIMIT:
+        raise UsageError(
+            f"{n} parameters: ranks need every singular value, which are found up to "
+            f"{EXACT_LIMIT} parameters. Select fewer with --params"
+        )
 
 
 def exact_counts(
@@ -62,6 +91,7 @@ def exact_counts(
     tol: float = TOLERANCE,
     ggn: bool = True,
     hessian: bool = True,
+    units: Units | None = None,
     progress: Progress = silent,
 ) -> ExactCounts:
     """Ranks of the behavioural Jacobian, the GGN and the Hessian, each on its exact path.
@@ -73,60 +103,78 @@ def exact_counts(
             eigenvalues (Hessian).
         ggn: also the GGN; left out where the criterion is not convex in the outputs.
         hessian: also the Hessian, from n matrix-vector products.
+        units: where finished parts are kept.
         progress: called with the work done.
 
     Raises:
         UsageError: not float64, or more than 4096 parameters.
 
-    Cost: r vector-Jacobian products each for the Jacobian and the factor, n products for the
-    Hessian, O(r n^2 + n^3) flops, and about r n + 4 n^2 numbers. A product pulls back a whole
+    Cost: r vector-Jacobian products, from which the factor of the GGN follows too, n products for
+    the Hessian, O(r n^2 + n^3) flops, and about r n + 5 n^2 numbers. A product pulls back a whole
     micro-batch for a row of one of its examples: micro-batches of about 32 are cheapest.
     """
     n = risk.n
-    if risk.dtype != torch.float64:
-        raise UsageError(
-            f"ranks in {risk.dtype}: expected float64, in which rounding can be told from small "
-            "values. Use --dtype float64"
-        )
-    if n > EXACT_LIMIT:
-        raise UsageError(
-            f"{n} parameters: ranks need every singular value, which are found up to "
-            f"{EXACT_LIMIT} parameters. Select fewer with --params"
-        )
-    store = _Rows(n, progress)
-    behaviour_jacobian(risk, on_rows=store.add)
-    jacobian, count = store.whole(), store.seen
-    values = singular_values(jacobian)
-    ranks = {"jacobian": rank_count(values.numpy(), n=n, n_rows=count, tol=tol)}
+    require_exact(n, risk.dtype)
+    units = MemoryUnits() if units is None else units
+    convex = risk.criterion.fisher_is_ggn or risk.loss_kind == "behaviour"
+    parts = _rows(risk, ggn and convex, units, progress)
+    found, count = parts["jacobian"]
+    ranks: dict[str, RankCount] = {}
     participation: dict[str, float] = {}
+    for name, (rows, n_rows) in parts.items():
+        values = singular_values(rows).numpy()
+        ranks["ggn" if name == "factor" else name] = rank_count(values, n=n, n_rows=n_rows, tol=tol)
+        if name == "factor":
+            participation["ggn"] = participation_ratio(values**2)
     products = count
-    if ggn and (risk.criterion.fisher_is_ggn or risk.loss_kind == "behaviour"):
-        rows = factor(risk)
-        products += len(rows)
-        roots = singular_values(rows)
-        ranks["ggn"] = rank_count(roots.numpy(), n=n, n_rows=len(rows), tol=tol)
-        participation["ggn"] = participation_ratio(roots.square().numpy())
     if hessian:
         operator = curvature("hessian", risk)
-        spectrum, _ = dense_spectrum(operator, "hessian", top=0, bottom=0, tol=1e-8)
+        eigenvalues, _ = dense_eigenpairs(operator, units, progress)
         operator.release()
         products += n
-        ranks["hessian"] = rank_count(spectrum.eigenvalues, n=n, tol=tol)
-        participation["hessian"] = participation_ratio(spectrum.eigenvalues)
+        ranks["hessian"] = rank_count(eigenvalues.numpy(), n=n, tol=tol)
+        participation["hessian"] = participation_ratio(eigenvalues.numpy())
     return ExactCounts(
         ranks=ranks,
         participation=participation,
-        jacobian=jacobian,
-        null=null_space(jacobian, rank=ranks["jacobian"].rank),
+        jacobian=found,
+        factor=parts["factor"][0] if "factor" in parts else None,
+        null=null_space(found, rank=ranks["jacobian"].rank),
         n_matvecs=products,
     )
+
+
+def _rows(risk: Risk, ggn: bool, units: Units, progress: Progress) -> dict[str, tuple[Tensor, int]]:
+    """Triangles of the Jacobian and of the factor of the GGN, and how many rows each had."""
+    names = ("jacobian", "factor") if ggn else ("jacobian",)
+    stored = {name: units.get(name) for name in names}
+    if all(unit is not None for unit in stored.values()):
+        return {
+            name: (stored_tensor(unit["rows"]), int(unit["n_rows"]))
+            for name, unit in stored.items()
+            if unit is not None
+        }
+    rows, weighted = _Rows(risk.n), _Weighted(risk)
+
+    def add(block: Tensor, index: int) -> None:
+        rows.add(block)
+        if ggn:
+            weighted.add(block, index)
+        progress("behavioural Jacobian", rows.seen, None)
+
+    behaviour_jacobian(risk, on_rows=add)
+    found = dict(zip(names, (rows, weighted.rows), strict=False))
+    parts = {name: (part.whole(), part.seen) for name, part in found.items()}
+    for name, (triangle_, seen) in parts.items():
+        units.put(name, {"rows": triangle_.numpy(), "n_rows": seen})
+    return parts
 
 
 class _Rows:
     """Rows that are compressed to a triangle whenever they are twice as many as columns."""
 
-    def __init__(self, n: int, progress: Progress) -> None:
-        self._n, self._progress = n, progress
+    def __init__(self, n: int) -> None:
+        self._n = n
         self._blocks: list[Tensor] = []
         self._held = 0
         self.seen = 0
@@ -135,7 +183,6 @@ class _Rows:
         self._blocks.append(rows)
         self._held += len(rows)
         self.seen += len(rows)
-        self._progress("behavioural Jacobian", self.seen, None)
         if self._held > 2 * self._n + 512:
             self._blocks = [triangle(torch.cat(self._blocks))]
             self._held = len(self._blocks[0])
@@ -144,6 +191,40 @@ class _Rows:
         if not self._blocks:
             return torch.zeros(0, self._n, dtype=torch.float64)
         return triangle(torch.cat(self._blocks))
+
+
+class _Weighted:
+    """Rows of the factor of the GGN, ``L^T J`` of every term from its rows of the Jacobian.
+
+    What the divergence does not see of the outputs the loss does not see either, so that nothing is
+    lost where the rows are those of differences of logits.
+    """
+
+    def __init__(self, risk: Risk) -> None:
+        self.rows = _Rows(risk.n)
+        self._risk, self._index = risk, -1
+        self._roots = self._held = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, rows: Tensor, index: int) -> None:
+        if index != self._index:
+            self._index, self._roots = index, self._roots_of(index)
+            self._held = rows[:0]
+        self._held = torch.cat([self._held, rows])
+        width = self._roots.shape[2]
+        count = len(self._held) // width
+        terms = self._held[: count * width].reshape(count, width, rows.shape[1])
+        self._held = self._held[count * width :]
+        roots, self._roots = self._roots[:count], self._roots[count:]
+        counted = roots.any(dim=2)
+        self.rows.add(torch.bmm(roots, terms)[counted])
+
+    def _roots_of(self, index: int) -> Tensor:
+        """``L^T`` of every term of a micro-batch in the frame of the Jacobian's rows, (t, w, k)."""
+        outputs = self._risk.outputs(index).detach()
+        _, values, vectors = output_spectra(self._risk, index, outputs)
+        roots = (vectors * values.sqrt()[:, None, :]).mT.cpu()
+        shift = self._risk.criterion.shift_invariant
+        return roots @ term_frame(roots.shape[2], shift_invariant=shift).T
 
 
 def symmetry_table(

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from landscape.errors import UsageError
 from landscape.flat.records import LearningCoefficient
+from landscape.volume.records import VolumeEstimate
 
-__all__ = ["effective_dimension", "learning_coefficient"]
+__all__ = ["coefficient_of", "effective_dimension", "learning_coefficient"]
 
 FloatArray = NDArray[np.float64]
 
@@ -100,6 +101,16 @@ def learning_coefficient(
         highest=float(e[-1]),
         misfit=misfit,
     )
+
+
+def coefficient_of(estimate: VolumeEstimate, *, multiplicity: int = 1) -> LearningCoefficient:
+    """The learning coefficient of one method's log-volumes, without cutoffs of 1 or more.
+
+    Lower bounds are left out: their distance from the log-volume is unknown.
+    """
+    used = (estimate.cutoff < 1) & ~estimate.lower_bound
+    parts = (estimate.cutoff, estimate.log_volume, estimate.stderr)
+    return learning_coefficient(*(part[used] for part in parts), multiplicity=multiplicity)
 
 
 def _line(x: FloatArray, y: FloatArray, error: FloatArray) -> tuple[float, float, float]:

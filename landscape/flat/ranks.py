@@ -25,6 +25,7 @@ __all__ = [
     "participation_ratio",
     "rank_count",
     "singular_values",
+    "term_frame",
     "triangle",
 ]
 
@@ -78,7 +79,7 @@ def rank_count(
 
 
 def behaviour_jacobian(
-    risk: Risk, *, on_rows: Callable[[Tensor], Any] | None = None, examples: bool = False
+    risk: Risk, *, on_rows: Callable[[Tensor, int], Any] | None = None, examples: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of what the divergence sees of the outputs, one row for each.
 
@@ -88,7 +89,8 @@ def behaviour_jacobian(
 
     Args:
         risk: the loss at the anchor, in float64 for exact ranks.
-        on_rows: called with every block of rows instead of keeping them.
+        on_rows: called with every block of rows, and the number of its micro-batch, instead of
+            keeping them.
         examples: also tell which example each row belongs to.
 
     Returns:
@@ -103,7 +105,7 @@ def behaviour_jacobian(
     for index in range(risk.n_batches):
         outputs = risk.outputs(index)
         places = risk.criterion.term_places(outputs, risk.batch(index)).cpu()
-        frame = _frame(places.shape[1], risk.criterion.shift_invariant)
+        frame = term_frame(places.shape[1], shift_invariant=risk.criterion.shift_invariant)
         width = len(frame)
         per_example = outputs.numel() // len(outputs) if outputs.dim() else 1
         for start in range(0, len(places) * width, _BLOCK):
@@ -117,7 +119,7 @@ def behaviour_jacobian(
             if examples:
                 owners.append(before + places[term][:, 0] // per_example)
             if on_rows is not None:
-                on_rows(rows)
+                on_rows(rows, index)
             else:
                 blocks.append(rows)
         before += len(outputs) if outputs.dim() else 1
@@ -133,14 +135,14 @@ def outputs_in_frame(risk: Risk) -> Tensor:
         for index in range(risk.n_batches):
             outputs = risk.outputs(index)
             places = risk.criterion.term_places(outputs, risk.batch(index))
-            frame = _frame(places.shape[1], risk.criterion.shift_invariant)
+            frame = term_frame(places.shape[1], shift_invariant=risk.criterion.shift_invariant)
             terms = outputs.reshape(-1)[places].double().cpu()
             parts.append((terms @ frame.T).reshape(-1))
     return torch.cat(parts)
 
 
-def _frame(width: int, shift_invariant: bool) -> Tensor:
-    """Orthonormal directions of a term's outputs that count, as rows."""
+def term_frame(width: int, *, shift_invariant: bool) -> Tensor:
+    """Orthonormal directions of a term's outputs that count, as rows (k, width)."""
     eye = torch.eye(width, dtype=torch.float64)
     if not shift_invariant:
         return eye

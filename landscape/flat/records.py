@@ -70,6 +70,21 @@ class RankCount:
         """``last_kept / first_dropped``: how clear the count is; inf where nothing is dropped."""
         return self.last_kept / self.first_dropped if self.first_dropped > 0 else float("inf")
 
+    @property
+    def clear(self) -> bool:
+        """Whether the count stays the same at ten times more or less tolerance."""
+        return self.looser == self.rank == self.tighter
+
+    @property
+    def resolution(self) -> float:
+        """Values up to this size count as zero, in their own units."""
+        return self.tolerance * self.largest
+
+    @property
+    def near_zero(self) -> float:
+        """Share of the n values within the resolution of zero."""
+        return self.null / self.n if self.n else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetry:
@@ -239,7 +254,7 @@ class FlatResult(Result):
 
     Attributes:
         ranks: by ``jacobian``, ``ggn``, ``hessian``, as far as each was found exactly.
-        symmetries: what explains the null directions of the Jacobian; None without it.
+        symmetries: what explains the null directions of the Jacobian.
         discrete: discrete symmetries, whose orders multiply.
         participation: ``(tr H)^2 / tr H^2`` of each operator: how concentrated its steep end is.
         counts: by prior and cutoff, where a prior was given.
@@ -250,7 +265,7 @@ class FlatResult(Result):
     """
 
     ranks: Mapping[str, RankCount]
-    symmetries: SymmetryTable | None = None
+    symmetries: SymmetryTable
     discrete: tuple[DiscreteCount, ...] = ()
     participation: Mapping[str, float] = field(default_factory=dict)
     counts: PriorCounts | None = None

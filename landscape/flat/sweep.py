@@ -40,8 +40,8 @@ def example_sweep(
     wanted = sorted(set(sizes))
     if not wanted or wanted[0] < 1 or wanted[-1] > total:
         raise UsageError(
-            f"--examples {', '.join(map(str, sizes)) or '(none)'}: expected numbers of examples "
-            f"from 1 to {total}"
+            f"--examples-sweep {','.join(map(str, sizes)) or '(none)'}: expected numbers of "
+            f"examples from 1 to {total}"
         )
     rows, owner = behaviour_jacobian(risk, examples=True)
     order = torch.randperm(total, generator=stream(seed, "examples"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from landscape.errors import NotFiniteError, UsageError
 from landscape.flat.ranks import TOLERANCE
 from landscape.flat.records import NullWalk
 from landscape.rng import stream
+from landscape.units import MemoryUnits, Units
 
 __all__ = ["Behaviour", "null_walk"]
 
@@ -65,6 +66,8 @@ def null_walk(
     seed: int = 0,
     directions: Tensor | None = None,
     on_step: Callable[[int, float], None] = lambda walk, distance: None,
+    units: Units | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> NullWalk:
     """Walk from the anchor along null directions until the basin ends or the limit is reached.
 
@@ -82,6 +85,8 @@ def null_walk(
         seed: of the directions.
         directions: rows (w, n) whose null parts to walk along instead.
         on_step: called with the walk's number and the distance after every step.
+        units: where finished walks are kept.
+        stop: whether the budget is spent: the walk in progress is the last.
 
     Returns:
         how far each walk came. One that neither left the basin nor reached the limit came to a
@@ -119,13 +124,22 @@ def null_walk(
                 "coordinates"
             )
         draws = list(directions.double().cpu())
-    ends = []
+    units = MemoryUnits() if units is None else units
+    walker = _Walker(excess, behaviour, origin, cutoff, step, limit, tol)
+    ends: list[_End] = []
     for number, draw in enumerate(draws if origin.null else []):
+        stored = units.get(f"walk-{number}")
+        if stored is not None:
+            ends.append(_End(**stored))
+            continue
         first = origin.along(draw)
         length = float(torch.linalg.vector_norm(first))
+        if stop():
+            break
         if length > 1e-9 * float(torch.linalg.vector_norm(draw)):
-            walker = _Walker(excess, behaviour, origin, cutoff, step, limit, tol)
-            ends.append(walker.run(first / length, functools.partial(on_step, number)))
+            end = walker.run(first / length, functools.partial(on_step, number))
+            units.put(f"walk-{number}", asdict(end))
+            ends.append(end)
     return NullWalk(
         cutoff=cutoff,
         distance=np.array([end.distance for end in ends]),

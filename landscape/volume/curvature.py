@@ -19,7 +19,7 @@ from landscape.risk import Risk
 from landscape.spectrum import dense_spectrum
 from landscape.units import Progress, Units
 
-__all__ = ["Curved", "Proposal", "Route", "curved"]
+__all__ = ["Curved", "Proposal", "Route", "curved", "dense_eigenpairs", "factored"]
 
 Route = Literal["dense", "gram", "lanczos"]
 
@@ -101,7 +101,7 @@ def curved(
     """
     whole = True
     if route == "dense":
-        values, vectors = _dense(operator, units, progress)
+        values, vectors = dense_eigenpairs(operator, units, progress)
         count = operator.n
     elif route == "gram":
         values, vectors, count = _gram(risk, scale, units, progress)
@@ -120,7 +120,15 @@ def curved(
     )
 
 
-def _dense(operator: LinearOperator, units: Units, progress: Progress) -> tuple[Tensor, Tensor]:
+def dense_eigenpairs(
+    operator: LinearOperator, units: Units, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n,), descending, and eigenvectors as rows (n, n) of the explicit matrix.
+
+    Rows of the matrix that are built are kept as the unit ``matrix``. Cost: n products, O(n^3)
+    flops.
+    """
+
     def on_rows(matrix: Tensor, done: int) -> None:
         progress("curvature matrix", done, operator.n)
         if units.due() or done == operator.n:

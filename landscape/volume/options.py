@@ -10,14 +10,21 @@ import numpy as np
 
 from landscape.errors import UsageError
 
-__all__ = ["METHODS", "VolumeOptions", "parse_cutoffs", "parse_shard"]
+__all__ = [
+    "METHODS",
+    "PriorOptions",
+    "VolumeOptions",
+    "check_cutoffs",
+    "parse_cutoffs",
+    "parse_shard",
+]
 
 METHODS = ("quadratic", "radial", "anneal")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeOptions:
-    """What to measure.
+class PriorOptions:
+    """The prior, and how much the loss may rise.
 
     Attributes:
         prior: ``gaussian`` or ``uniform``.
@@ -26,7 +33,22 @@ class VolumeOptions:
         sigma: ``rms``, ``init``, ``layer-rms`` or a number; of a Gaussian prior only.
         uniform: ``box`` or ``ball``, of a uniform prior only.
         half_width: half-width of the box or radius of the ball.
-        cutoffs: largest excess losses, each a volume of its own.
+        cutoffs: largest excess losses, each a basin of its own.
+    """
+
+    prior: Literal["gaussian", "uniform"] = "gaussian"
+    mean: str | None = None
+    sigma: str | float | None = None
+    uniform: Literal["box", "ball"] | None = None
+    half_width: float | None = None
+    cutoffs: tuple[float, ...] = (0.01,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeOptions(PriorOptions):
+    """What to measure, under a prior.
+
+    Attributes:
         methods: ``quadratic``, ``radial``, ``anneal``; or ``auto``, every method that the prior
             allows, but ``anneal`` only where it takes few gradients.
         curvature: ``ggn``, ``hessian``, or ``auto``: the GGN for ``behaviour``, whose Hessian it is
@@ -45,12 +67,6 @@ class VolumeOptions:
         shard: (i, m): rays i-1, i-1+m, ... of the sample only; all where None.
     """
 
-    prior: Literal["gaussian", "uniform"] = "gaussian"
-    mean: str | None = None
-    sigma: str | float | None = None
-    uniform: Literal["box", "ball"] | None = None
-    half_width: float | None = None
-    cutoffs: tuple[float, ...] = (0.01,)
     methods: tuple[str, ...] = ("auto",)
     curvature: Literal["auto", "ggn", "hessian"] = "auto"
     exact: Literal["auto", "exact", "lanczos"] = "auto"

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.hessian import HessianOptions, measure_operator
 from landscape.operators import curvature
-from landscape.partial import MemoryUnits
+from landscape.units import MemoryUnits
 
 PEERS = {"hessian": HessianLinearOperator, "ggn": GGNLinearOperator}
 

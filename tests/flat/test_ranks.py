@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import networks
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from volumes import CUTOFFS, directions, estimate
 
+from landscape.data import materialise
 from landscape.errors import UsageError
 from landscape.flat.exact import exact_counts, prior_counts
 from landscape.flat.ranks import (
@@ -25,6 +27,9 @@ from landscape.flat.ranks import (
     singular_values,
     triangle,
 )
+from landscape.gram import factor
+from landscape.risk import Risk
+from landscape.units import MemoryUnits
 
 
 def test_gap_and_neighbouring_tolerances():
@@ -116,11 +121,36 @@ def test_exact_ranks_of_the_built_in_networks(name):
     assert ggn.largest**2 == pytest.approx(
         float(torch.linalg.matrix_norm(networks.dense_ggn(risk), 2)), rel=1e-10
     )
+    whole = networks.dense_ggn(risk)
+    assert counts.factor.T @ counts.factor == pytest.approx(whole, abs=1e-11 * ggn.largest**2)
+    assert ggn.n_rows == len(factor(risk))
     assert counts.null.shape == (jacobian.null, risk.n)
     assert (flat @ counts.null.T).abs().max() < 1e-9 * values[0]
     if "hessian" in counts.ranks:
         assert counts.ranks["hessian"].n_rows == risk.n
         assert counts.ranks["hessian"].negative > 0
+
+
+def test_finished_parts_are_kept():
+    units = MemoryUnits()
+    first = exact_counts(networks.risk("digits-mlp"), units=units)
+    stored = {name: units.get(name) for name in ("jacobian", "factor", "matrix")}
+    assert all(stored.values())
+    risk = networks.risk("digits-mlp")
+    again = exact_counts(risk, units=units)
+    assert again.ranks == first.ranks
+    assert torch.equal(again.null, first.null)
+    # Nothing is differentiated again.
+    assert risk.n_forward == 0
+
+
+def test_a_criterion_that_is_not_convex_has_no_ggn():
+    case = Case(build=lambda: generic(mlp(3, 2)), inputs=lambda: draws(9, 3), null=0)
+    task = dataclasses.replace(case.risk().task, criterion=lambda f, _: (f**4 - f**2).mean())
+    risk = Risk(task, materialise(task.data))
+    counts = exact_counts(risk)
+    assert counts.factor is None
+    assert set(counts.ranks) == {"jacobian", "hessian"}
 
 
 def test_float32_is_refused():

@@ -61,7 +61,7 @@ def zero_matrix(
     samples: int = 20000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """|A B|^2 for A (m, h), B (h, n), h < m: the reduced-rank network (m, h, n, 0).
+    """|A B|^2 for A (m, h), B (h, n), h <= m: the reduced-rank network (m, h, n, 0).
 
     With ``regular`` the squares of so many further coordinates are added. In good coordinates the
     loss of (m + r, h + r, n + r, r) is that with r (m + n + r) of them.
