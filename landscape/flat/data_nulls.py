@@ -21,7 +21,7 @@ from landscape.rng import stream
 __all__ = ["data_families"]
 
 CONSTANT = "inputs that never vary in the data"
-FEW = "units that are live for few inputs"
+FEW = "weights that too few inputs reach"
 UNUSED = "rows that no example looks up"
 
 

@@ -355,7 +355,7 @@ CASES = {
         build=lambda: with_units(generic(mlp(5, 6, 3)), rare=True),
         inputs=vectors(5),
         null=6 + 4,
-        parts={"relu rescaling": 6, "units that are live for few inputs": 4},
+        parts={"relu rescaling": 6, "weights that too few inputs reach": 4},
         data=4,
     ),
     "rows that are not looked up": Case(
