@@ -140,11 +140,12 @@ def test_a_drifting_basis_leaves_residuals_of_rounding_size(name, dtype):
     assert (estimates[top] < eps * values[-1]).all()
     rows = lanczos.vectors(coefficients[:, top]).double()
     gaps = rows @ op.matrix.double() - torch.from_numpy(values[top])[:, None] * rows
-    assert (gaps.norm(dim=1) < 10 * eps * values[-1]).all()
+    worst = float(gaps.norm(dim=1).max())
+    assert worst < 10 * eps * values[-1]
     plain, unrefined, _ = lanczos.ritz()
     rows = lanczos.vectors(unrefined[:, top]).double()
     gaps = rows @ op.matrix.double() - torch.from_numpy(plain[top])[:, None] * rows
-    assert (gaps.norm(dim=1) > 10 * eps * values[-1]).any()
+    assert float(gaps.norm(dim=1).max()) > 2 * worst
 
 
 class Shifting(DenseOperator):
