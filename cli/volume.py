@@ -18,7 +18,7 @@ _WHAT = "Measurement"
 _PRIOR = "Prior"
 
 
-@shared_options(loss="behaviour", without=("compiled",))
+@shared_options(loss="behaviour", without=("compiled", "products"))
 def volume(
     checkpoints: CheckpointsArgument,
     common: Common,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError, TaskError
-from landscape.memory import free_memory
+from landscape.memory import free_memory, keep_freed_memory
 from landscape.risk import Risk, batch_tensors
 
 __all__ = ["CurvatureProduct", "HessianProduct", "MemoryPlan", "default_graph_memory"]
@@ -100,6 +100,8 @@ class CurvatureProduct(ABC):
         self._kept: dict[int, Any] = {}
         self._plan: MemoryPlan | None = None
         self._vmap_works = True
+        if risk.device.type == "cpu":
+            keep_freed_memory()
 
     @abstractmethod
     def _build(self, index: int) -> Any:
