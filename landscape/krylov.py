@@ -46,7 +46,8 @@ class Lanczos:
         deflate: orthonormal rows (d, n) that the basis stays orthogonal to.
         drift: reorthogonalise only when, and against those vectors where, rounding errors have
             grown to this power of the rounding unit. At 1/2 that keeps T as accurate and hides no
-            ghosts, at a third of the cost. Restarts and breakdowns end it. None: at every step.
+            ghosts, at a third of the cost. Restarts and breakdowns end it. None, and where products
+            are coarser than their dtype: at every step.
         restarts: seed of the random vectors that continue after a breakdown.
 
     Cost: one matrix-vector product and about 8 n j flops for step j; (capacity + d + 1) n numbers.
@@ -78,8 +79,9 @@ class Lanczos:
         self.n_breakdowns = 0
         self.scale = 0.0  # Largest |A q| seen: a lower bound of the norm of A.
         self._seed = restarts
-        eps = torch.finfo(operator.dtype).eps
-        self._drift = None if drift is None else Drift(eps, drift, operator.n)
+        self._drift: Drift | None = None
+        if drift is not None and operator.precision == operator.dtype:
+            self._drift = Drift(torch.finfo(operator.dtype).eps, drift, operator.n)
         vector = start / norm(start)
         self._rows[self.d] = vector / self._project_out(vector, 0)[1]
 

@@ -148,6 +148,28 @@ def test_a_drifting_basis_leaves_residuals_of_rounding_size(name, dtype):
     assert float(gaps.norm(dim=1).max()) > 2 * worst
 
 
+class Coarse(DenseOperator):
+    """Products in bfloat16 for vectors in float32."""
+
+    precision = torch.bfloat16
+
+    def _matvec(self, vector):
+        return (self.matrix @ vector).bfloat16().to(self.dtype)
+
+
+def test_coarse_products_are_reorthogonalised_at_every_step():
+    """Their rounding is far above what the estimates of drift know of."""
+    values = np.r_[np.geomspace(1, 100, 10), np.linspace(-0.01, 0.01, 590)]
+    op = Coarse(operator(values, torch.float32).matrix)
+    lanczos = Lanczos(op, start(op.n, torch.float32), capacity=200, drift=0.5)
+    for _ in range(200):
+        lanczos.step()
+    assert lanczos.orthogonality() < 1e-5
+    ritz = np.linalg.eigvalsh(lanczos.projected)
+    assert (ritz > 50).sum() == (values > 50).sum()
+    assert ritz[-1] == pytest.approx(100, rel=0.02)
+
+
 class Shifting(DenseOperator):
     """A matrix that changes slightly after some products, as an unstable loss would."""
 
