@@ -65,7 +65,8 @@ def _top_target(cell: str, entries: dict[str, Runs], peer: str) -> list[str]:
     known = [k for k in ways if k.endswith(KNOWN)]
     also = "".join(f"; {_ratio(ways.pop(k), ours):.2f} with {k}" for k in known)
     if not ways or not _ran(ours):
-        return [target, "does not run", "–"]
+        tried = any(k.startswith(peer) for k in entries)
+        return [target, "does not run" if tried else "not measured", "–"]
     good = {k: r for k, r in ways.items() if reached(r, GOALS[dtype])}
     if good and reached(ours, GOALS[dtype]):
         name = min(good, key=lambda k: seconds(good[k]))
@@ -287,6 +288,8 @@ def render(results: dict[str, Any], picture: str) -> str:
     parts += ["## Growth (ours, float32 MLP)"]
     parts += [_growth(rows) for rows in results["growth"].values()]
     parts += ["## What could not run", _failures(results)]
+    if results.get("omitted"):
+        parts.append("Left out of this run to save time: " + "; ".join(results["omitted"]) + ".")
     return "\n\n".join(parts) + "\n"
 
 
