@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,7 @@ class Worker:
     def __init__(self, environment: Environment, *, threads: int) -> None:
         self.environment = environment
         self.threads = threads
+        self._cache = tempfile.TemporaryDirectory(prefix="programs-")
         variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         self._process = subprocess.Popen(
             [environment.python, str(HERE / "worker.py"), *PROBES[environment.name]],
@@ -108,7 +110,12 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=HERE,
-            env={**os.environ, **dict.fromkeys(variables, str(threads))},
+            env={
+                **os.environ,
+                **dict.fromkeys(variables, str(threads)),
+                # An earlier campaign's compiled programs would hide what compilation takes.
+                "TORCHINDUCTOR_CACHE_DIR": self._cache.name,
+            },
         )
         self.versions: dict[str, str] = self._read()
 
@@ -132,3 +139,4 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        self._cache.cleanup()

@@ -11,7 +11,7 @@ from landscape_cli.reporting import REPORT, printable
 __all__ = ["register"]
 
 
-@shared_options()
+@shared_options(without=("products",))
 def check(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint.")],
     common: Common,

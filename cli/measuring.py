@@ -146,6 +146,7 @@ def settings_from(common: Common) -> Settings:
         seed=common.seed,
         graph_memory=None if common.graph_memory is None else int(common.graph_memory * 2**30),
         compiled=common.compiled,
+        products=common.products,  # type: ignore[arg-type]  # checked by Settings
         budget=Budget() if common.budget is None else Budget.parse(common.budget),
     )
 

@@ -215,6 +215,15 @@ class Common:
             "them. Checked against the plain product, which it falls back to with a notice.",
         ),
     ] = False
+    products: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32",
+            rich_help_panel=_RUN,
+            help="float32: Lanczos with float32 products, about half the cost; the eigenpairs are "
+            "verified with float64 ones. For residuals above a few float32 roundings.",
+        ),
+    ] = None
     seed: Annotated[
         int, typer.Option(metavar="N", rich_help_panel=_RUN, help="Seed of every random stream.")
     ] = 0

@@ -24,7 +24,7 @@ __all__ = ["register"]
 _WHAT = "Measurement"
 
 
-@shared_options(loss="behaviour", without=("compiled",))
+@shared_options(loss="behaviour", without=("compiled", "products"))
 def volume(
     checkpoints: CheckpointsArgument,
     common: Common,

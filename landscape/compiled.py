@@ -246,11 +246,11 @@ class CompiledHessianProduct(HessianProduct):
                 return torch.stack([self.matvec(row) for row in rows])
         return super().rows(rows, positions)
 
-    def _add_products(
-        self, total: Tensor, parts: dict[int, Tensor], n_kept: int, *, batched: bool
-    ) -> None:
+    def _sum_of_products(
+        self, shape: torch.Size, parts: dict[int, Tensor], n_kept: int, *, batched: bool
+    ) -> Tensor | None:
         left = max(self._budget - self._bytes, 0) // max(self.plan.graph_bytes, 1)
-        super()._add_products(total, parts, min(n_kept, left), batched=batched)
+        return super()._sum_of_products(shape, parts, min(n_kept, left), batched=batched)
 
     def release(self) -> None:
         """Free what is kept; the next product records again, but need not compile."""

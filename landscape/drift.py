@@ -51,18 +51,19 @@ class Drift:
         if scale == 0:
             return j + 1
         current, earlier = self._current, self._earlier
-        a, b = np.diag(T)[: j + 1], np.diag(T, -1)[:j]  # b[k] couples k and k + 1.
+        a, b = T.diagonal()[:j], T.diagonal(-1)[:j]  # b[k] couples k and k + 1.
         new = np.zeros(j + 2)
-        if beta > 0:
-            k = np.arange(j)
-            new[:j] = b[k] * current[k + 1] + (a[k] - alpha) * current[k]
-            new[1:j] += b[k[1:] - 1] * current[k[1:] - 1]
-            if j:
-                new[:j] -= b[j - 1] * earlier[:j]
+        if beta > 0 and j:
+            inner = new[:j]
+            np.multiply(b, current[1:], out=inner)
+            inner += (a - alpha) * current[:j]
+            inner[1:] += b[:-1] * current[: j - 1]
+            inner -= b[-1] * earlier
             # The recurrence's own rounding, and a product's along one of n directions.
-            source = self._eps * (2 * (b[k] + beta) + 4 * scale / self._root)
-            new[:j] = (new[:j] + np.sign(new[:j]) * source) / beta
-        size = abs(alpha) + beta + (b[j - 1] if j else 0.0)
+            source = self._eps * (2 * (b + beta) + 4 * scale / self._root)
+            inner += np.copysign(source, inner)
+            inner /= beta
+        size = abs(alpha) + beta + (b[-1] if j else 0.0)
         new[j], new[j + 1] = self._eps * size / max(beta, self._eps * scale), 1.0
         estimates = np.abs(new[: j + 1])
         wide = bool(estimates.max() > self._limit)

@@ -221,12 +221,13 @@ def _verified(
         residuals = np.hypot(coupling, error)
     if (residuals > tol * largest).any():
         for place, row in enumerate(vectors):
-            product = lanczos.operator.matvec(row)
+            product = lanczos.operator.fresh(row)
             if product.data_ptr() == row.data_ptr():
                 product = product.clone()  # An operator may hand its argument back.
             count["n_matvecs"] += 1
-            values[place] = dot(row, product)
-            residuals[place] = norm(product.double().sub_(row, alpha=values[place]))
+            exact = row.to(product.dtype)
+            values[place] = dot(exact, product) / dot(exact, exact)
+            residuals[place] = norm(product.double().sub_(exact, alpha=values[place]))
     order = np.argsort(-values, kind="stable")
     if (np.diff(order) != 1).any():
         vectors = vectors[torch.as_tensor(order, device=vectors.device)]
@@ -266,7 +267,7 @@ def _combined_error(
         generator = stream(0, "residuals", count["n_matvecs"], draw)
         signs = torch.randint(0, 2, (len(values),), generator=generator).numpy() * 2.0 - 1.0
         rows = vectors.T
-        product = lanczos.operator.matvec(rows @ torch.as_tensor(signs).to(vectors)).double()
+        product = lanczos.operator.fresh(rows @ torch.as_tensor(signs).to(vectors)).double()
         count["n_matvecs"] += 1
         product -= (rows @ torch.as_tensor(signs * values).to(vectors)).double()
         if lanczos.beta > 0:

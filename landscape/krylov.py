@@ -46,7 +46,8 @@ class Lanczos:
         deflate: orthonormal rows (d, n) that the basis stays orthogonal to.
         drift: reorthogonalise only when, and against those vectors where, rounding errors have
             grown to this power of the rounding unit. At 1/2 that keeps T as accurate and hides no
-            ghosts, at a third of the cost. Restarts and breakdowns end it. None: at every step.
+            ghosts, at a third of the cost. Restarts and breakdowns end it. None, and where products
+            are coarser than their dtype: at every step.
         restarts: seed of the random vectors that continue after a breakdown.
 
     Cost: one matrix-vector product and about 8 n j flops for step j; (capacity + d + 1) n numbers.
@@ -78,11 +79,11 @@ class Lanczos:
         self.n_breakdowns = 0
         self.scale = 0.0  # Largest |A q| seen: a lower bound of the norm of A.
         self._seed = restarts
-        eps = torch.finfo(operator.dtype).eps
-        self._drift = None if drift is None else Drift(eps, drift, operator.n)
+        self._drift: Drift | None = None
+        if drift is not None and operator.precision == operator.dtype:
+            self._drift = Drift(torch.finfo(operator.dtype).eps, drift, operator.n)
         vector = start / norm(start)
-        self._project_out(vector, 0)
-        self._rows[self.d] = vector / norm(vector)
+        self._rows[self.d] = vector / self._project_out(vector, 0)[1]
 
     @property
     def basis(self) -> Tensor:
@@ -104,7 +105,9 @@ class Lanczos:
         """T = Q A Q^T, (size, size)."""
         return self.T[: self.size, : self.size]
 
-    def _project_out(self, vector: Tensor, size: int, before: float | None = None) -> Tensor:
+    def _project_out(
+        self, vector: Tensor, size: int, before: float | None = None
+    ) -> tuple[Tensor, float]:
         """Remove the deflated rows and the first ``size`` basis vectors, in place.
 
         One pass is enough unless it takes away much of the vector, whose rounding errors it then
@@ -116,7 +119,7 @@ class Lanczos:
             before: norm of the vector, where it is known.
 
         Returns:
-            the coefficients along the basis vectors, (size,).
+            the coefficients along the basis vectors, (size,), and the norm of what is left.
         """
         rows = self._rows[: self.d + size]
         total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
@@ -125,20 +128,17 @@ class Lanczos:
             coefficients = inner(rows, vector)
             vector.addmv_(rows.T, coefficients.to(vector.dtype), alpha=-1)
             total += coefficients
-            after = norm(vector)
-            if after > 0.7 * before:
+            before, earlier = norm(vector), before
+            if before > 0.7 * earlier:
                 break
-            before = after
-        return total[self.d :]
+        return total[self.d :], before
 
     def _random_direction(self, *label: str | int) -> Tensor:
         """A unit vector orthogonal to everything so far."""
         vector = normal(self.operator.n, stream(self._seed, *label), like=self._rows)
         vector /= norm(vector)
-        self._project_out(vector, self.size)
-        vector /= norm(vector)
-        self._project_out(vector, self.size)
-        vector /= norm(vector)
+        for _ in range(2):
+            vector /= self._project_out(vector, self.size)[1]
         return vector
 
     def step(self) -> None:
@@ -151,25 +151,27 @@ class Lanczos:
         # What the recurrence says first, so that the full pass only removes rounding errors.
         alpha = dot(current, vector)
         vector.add_(current, alpha=-alpha)
-        coupled = np.flatnonzero(self.T[j, :j])
-        if len(coupled) == 1:
-            vector.add_(self._rows[self.d + coupled[0]], alpha=-self.T[j, coupled[0]])
-        elif len(coupled):
-            row = torch.as_tensor(self.T[j, :j]).to(self._rows)
+        above = self.T[j, :j]
+        if above[:-1].any():  # The arrow after a restart.
+            row = torch.as_tensor(above).to(self._rows)
             vector.addmv_(self._rows[self.d : self.d + j].T, row, alpha=-1)
+            coupling = float(np.linalg.norm(above))
+        elif j:
+            coupling = float(above[-1])
+            vector.add_(self._rows[self.d + j - 1], alpha=-coupling)
+        else:
+            coupling = 0.0
         self.beta = norm(vector)
-        coupling = float(np.linalg.norm(self.T[j, :j]))
         self.scale = max(self.scale, math.hypot(coupling, alpha, self.beta))
         reach = j + 1
         if self._drift is not None:
             reach = self._drift.reach(self.T, j, alpha, self.beta, self.scale)
         if reach or self.d:
-            removed = self._project_out(vector, reach, self.beta).cpu().numpy()
+            along, self.beta = self._project_out(vector, reach, self.beta)
+            removed = along.cpu().numpy()
             alpha += float(removed[j]) if reach > j else 0.0
             if self._drift is not None:
-                above = removed[:j]
-                self._removed[: len(above), j] = above
-            self.beta = norm(vector)
+                self._removed[: min(reach, j), j] = removed[:j]
         self.T[j, j] = alpha
         self.size = j + 1
         self.broken = self.beta <= 10 * torch.finfo(self.operator.dtype).eps * self.scale
@@ -180,9 +182,9 @@ class Lanczos:
             # An invariant subspace: any vector orthogonal to it continues the factorisation.
             vector = self._random_direction("breakdown", self.n_breakdowns)
             self.n_breakdowns += 1
+            self._rows[self.d + self.size] = vector
         else:
-            vector /= self.beta
-        self._rows[self.d + self.size] = vector
+            torch.div(vector, self.beta, out=self._rows[self.d + self.size])
         self.T[self.size, self.size - 1] = self.T[self.size - 1, self.size] = self.beta
 
     def ritz(self) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -244,8 +246,7 @@ class Lanczos:
         self.size = k
         # The kept vectors are orthonormal only up to rounding, which restarts would accumulate.
         following = self._rows[self.d + k]
-        self._project_out(following, k)
-        following /= norm(following)
+        following /= self._project_out(following, k)[1]
 
     def renew(self, index: int) -> None:
         """Replace the next basis vector by a random one, to look beyond the Krylov space.

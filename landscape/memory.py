@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import mmap
 import os
+import sys
 import tempfile
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Rows", "free_memory", "stored_tensor", "total_memory"]
+__all__ = ["Rows", "free_memory", "keep_freed_memory", "stored_tensor", "total_memory"]
 
 _UNKNOWN = 4 << 30  # Assumed where the system does not tell.
 _HUGE = 8 << 20  # Bytes from which an array is worth large pages.
@@ -31,6 +34,23 @@ def total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return _pages("SC_PHYS_PAGES")
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let this process keep up to 1 GiB that it freed for what it allocates next (glibc).
+
+    By default the intermediate tensors of every product go back to the system and are mapped and
+    cleared anew, which takes 5 to 15% of a product on the CPU. Settings of the environment win.
+    """
+    chosen = any(n.startswith("MALLOC_") or n == "GLIBC_TUNABLES" for n in os.environ)
+    if chosen or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # From malloc.h.
+        mallopt(trim_threshold, 1 << 30)
+        mallopt(mmap_threshold, 32 << 20)
 
 
 def _pages(name: str) -> int:

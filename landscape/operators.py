@@ -69,6 +69,10 @@ class LinearOperator(ABC):
         self.n_matvecs += 1
         return self._finite(self._matvec(vector))
 
+    def fresh(self, vector: Tensor) -> Tensor:
+        """A v as exactly as the operator can, for residuals; one matrix-vector product."""
+        return self.matvec(vector)
+
     def rows(self, rows: Tensor) -> Tensor:
         """A applied to each of k rows (k, n), i.e. rows @ A; k matrix-vector products."""
         if not len(rows):

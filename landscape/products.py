@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError, TaskError
-from landscape.memory import free_memory
+from landscape.memory import free_memory, keep_freed_memory
 from landscape.risk import Risk, batch_tensors
 
 __all__ = ["CurvatureProduct", "HessianProduct", "MemoryPlan", "default_graph_memory"]
@@ -100,6 +100,8 @@ class CurvatureProduct(ABC):
         self._kept: dict[int, Any] = {}
         self._plan: MemoryPlan | None = None
         self._vmap_works = True
+        if risk.device.type == "cpu":
+            keep_freed_memory()
 
     @abstractmethod
     def _build(self, index: int) -> Any:
@@ -172,22 +174,21 @@ class CurvatureProduct(ABC):
         risk = self.risk
         chosen = range(len(risk.space.names)) if positions is None else positions
         parts = dict(zip(chosen, risk.space.split(vectors, chosen), strict=True))
-        total = torch.zeros_like(vectors)
         n_kept = self.plan.n_kept
         with self._threads():
-            self._add_products(total, parts, n_kept, batched=batched)
+            total = self._sum_of_products(vectors.shape, parts, n_kept, batched=batched)
         self.n_products += len(vectors) if batched else 1
-        return total
+        return torch.zeros_like(vectors) if total is None else total
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
         """One thread where the tensors are small: starting more costs more than it gives."""
         small = self.risk.device.type == "cpu" and self.plan.graph_bytes < _SMALL
         return _single_thread() if small else contextlib.nullcontext()
 
-    def _add_products(
-        self, total: Tensor, parts: dict[int, Tensor], n_kept: int, *, batched: bool
-    ) -> None:
-        lead = total.shape[:-1]
+    def _sum_of_products(
+        self, shape: torch.Size, parts: dict[int, Tensor], n_kept: int, *, batched: bool
+    ) -> Tensor | None:
+        total: Tensor | None = None
         for index in range(self.risk.n_batches):
             graph = self._kept[index] if index in self._kept else self._build_checked(index)
             keep = index < n_kept
@@ -201,7 +202,9 @@ class CurvatureProduct(ABC):
                 if batched:
                     raise
                 raise _no_second_derivative(error) from error
-            total += torch.cat([t.reshape(*lead, -1) for t in result], dim=-1)
+            product = torch.cat([t.reshape(*shape[:-1], -1) for t in result], dim=-1)
+            total = product if total is None else total.add_(product)
+        return total
 
     def _pull_back(
         self,

@@ -16,39 +16,35 @@ __all__ = ["dot", "gram", "inner", "norm"]
 
 _FOLD = 1 << 12  # Length of the pieces of a single vector.
 _BLOCK = 1 << 14
+_SMALL = 1 << 15  # Vectors up to this length are converted or taken whole.
 _WIDE = 1 << 22  # On a GPU reductions are trees, and every block costs a launch.
 
 
 def _blocks(vector: Tensor) -> range:
     n = vector.shape[-1]
-    if vector.dtype == torch.float64:
+    if vector.dtype == torch.float64 or n <= _SMALL:
         return range(0, n, max(n, 1))
     return range(0, n, _BLOCK if vector.device.type == "cpu" else _WIDE)
 
 
-def _folded(vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of a vector (n,): as many whole blocks as it has (b, block), and what is left."""
-    size = min(_FOLD, max(vector.numel(), 1))
-    whole = vector.numel() // size * size
-    return vector[:whole].reshape(-1, size), vector[whole:]
-
-
 def norm(vector: Tensor) -> float:
     """Euclidean norm of a vector (n,), accumulated in float64."""
-    blocks, rest = _folded(vector)
-    norms = torch.linalg.vector_norm(blocks, dim=1).double()
-    found = math.hypot(
-        float(torch.linalg.vector_norm(norms)), float(torch.linalg.vector_norm(rest))
-    )
-    if 1e-15 < found < 1e15:
-        return found
-    # Squares may have left the range of the vector's own type.
+    if vector.dtype != torch.float64 and vector.numel() > _SMALL:
+        # Faster than a sum in float64, which is left for squares that leave the vector's range.
+        whole = vector.numel() // _FOLD * _FOLD
+        folded = torch.linalg.vector_norm(vector[:whole].reshape(-1, _FOLD), dim=1).double()
+        rest = torch.linalg.vector_norm(vector[whole:])
+        found = math.hypot(float(torch.linalg.vector_norm(folded)), float(rest))
+        if 1e-15 < found < 1e15:
+            return found
     return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def inner(rows: Tensor, vector: Tensor) -> Tensor:
     """``rows @ vector`` for rows (k, n) and a vector (n,), in float64: (k,)."""
     blocks = _blocks(vector)
+    if len(blocks) == 1:
+        return (rows @ vector).double()
     total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
     for start in blocks:
         columns = slice(start, start + blocks.step)
@@ -58,9 +54,11 @@ def inner(rows: Tensor, vector: Tensor) -> Tensor:
 
 def dot(left: Tensor, right: Tensor) -> float:
     """Inner product of two vectors (n,), in float64."""
-    (a, a_rest), (b, b_rest) = _folded(left), _folded(right)
-    total = torch.linalg.vecdot(a, b).double().sum() + torch.linalg.vecdot(a_rest, b_rest)
-    return float(total)
+    if left.dtype == torch.float64 or left.numel() <= _SMALL:
+        return float(torch.dot(left.double(), right.double()))
+    whole = left.numel() // _FOLD * _FOLD
+    folded = torch.linalg.vecdot(left[:whole].view(-1, _FOLD), right[:whole].view(-1, _FOLD))
+    return float(folded.double().sum() + torch.linalg.vecdot(left[whole:], right[whole:]))
 
 
 def gram(rows: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from landscape.errors import UsageError
 from landscape.gram import factor
 from landscape.hessian import (
     HessianOptions,
@@ -22,10 +23,12 @@ from landscape.hessian import (
     Path as Route,
 )
 from landscape.measurement import BUDGET_SPENT, Measurement, Stopwatch, prepared
+from landscape.mixed import MixedOperator, rounded
 from landscape.operators import LinearOperator, curvature
 from landscape.params import ParameterSpace
 from landscape.results import MODULES, HessianResult, Moments, Spectrum
-from landscape.settings import Settings, resolve_device
+from landscape.risk import Risk
+from landscape.settings import DTYPES, Settings, resolve_device
 from landscape.spectrum import check_wanted
 from landscape.store import run_key
 from landscape.task import ResolvedTask, Task
@@ -67,9 +70,32 @@ class HessianRun(Measurement):
         self._top, self._bottom = self.wanted = options.wanted(n)
         check_wanted(n, self._top, self._bottom)
         exact = any(method != "lanczos" for method in self.methods.values())
-        self._choose_precision("float64" if exact else "float32")
-        self._tol = default_tol(self._dtype) if options.tol is None else options.tol
+        self._choose_precision("float64" if exact or settings.products else "float32")
+        self._check_products()
+        products = DTYPES[self._products] if self._products else self._dtype
+        self._tol = default_tol(products) if options.tol is None else options.tol
         self.key = self._key()
+
+    @property
+    def _products(self) -> str | None:
+        """The precision of Lanczos' products, where it is another and some operator needs them."""
+        return self.settings.products if "lanczos" in self.methods.values() else None
+
+    def _check_products(self) -> None:
+        """Refuse ``products`` where float64 cannot verify them."""
+        if self.settings.products is None:
+            return
+        if self._dtype is not torch.float64:
+            raise UsageError(
+                f"--products float32 verifies in float64, but the precision is {self._dtype_name} "
+                f"(--dtype, --device); leave --products out"
+            )
+        exact = self.resolved.task.resolved_criterion.fisher_is_ggn
+        if "fisher" in self.options.operators and not exact:
+            raise UsageError(
+                "--products float32 with --operator fisher: this criterion's Fisher matrix is a "
+                "Monte-Carlo one, whose labels differ between precisions; leave --products out"
+            )
 
     def _gram_rows(self, name: str, n: int) -> int | None:
         """Rows of the factor of a GGN, where it has one that fits into a quarter of the memory."""
@@ -87,6 +113,7 @@ class HessianRun(Measurement):
         options = self.options
         return {
             **self.shared_config(),
+            **({"products": self._products} if self._products else {}),
             "operators": list(options.operators),
             "method": self.methods,
             "top": self._top,
@@ -146,13 +173,7 @@ class HessianRun(Measurement):
             return meter.spent(sum(operator.n_matvecs for operator in operators))
 
         for name in self.options.operators:
-            whole = curvature(
-                name,
-                risk,
-                graph_memory=settings.graph_memory,
-                seed=settings.seed,
-                compiled=settings.compiled,
-            )
+            whole = self._operator(name, risk)
             parts = [(name, whole, self.methods[name])]
             if self.options.per_module:
                 for module, positions in risk.space.modules().items():
@@ -174,7 +195,8 @@ class HessianRun(Measurement):
                 )
                 if density is not None and found is not None:
                     densities[label], moments[label] = density, found
-            reason = getattr(getattr(whole, "product", None), "fallback", None)
+            products = whole.cheap if isinstance(whole, MixedOperator) else whole
+            reason = getattr(getattr(products, "product", None), "fallback", None)
             if reason is not None:
                 notes.append(f"{name}: the products could not be compiled: {reason}")
             whole.release()
@@ -197,6 +219,19 @@ class HessianRun(Measurement):
             moments=moments,
             indices=self.indices,
         )
+
+    def _operator(self, name: str, risk: Risk) -> LinearOperator:
+        """The operator of that name at the risk's anchor."""
+        settings = self.settings
+        build = functools.partial(
+            curvature, name, seed=settings.seed, graph_memory=settings.graph_memory
+        )
+        if settings.products is None or self.methods[name] != "lanczos":
+            return build(risk, compiled=settings.compiled)
+        # A few exact products are not worth a kept graph.
+        exact = build(risk, graph_memory=0)
+        cheap = rounded(risk, DTYPES[settings.products], batch_size=settings.batch_size)
+        return MixedOperator(exact, build(cheap, compiled=settings.compiled))
 
     def _is_whole(self, spectra: Mapping[str, Spectrum], moments: Mapping[str, Moments]) -> bool:
         """Whether nothing that was asked for is missing."""
@@ -221,9 +256,10 @@ class HessianRun(Measurement):
             missed = int((~spectrum.converged).sum())
             if missed and not cut:
                 worst = float(spectrum.residuals.max())
+                better = "no --products" if self.settings.products else "--dtype float64"
                 found.append(
                     f"{name}: {missed} of {len(spectrum.converged)} eigenvalues are not converged "
-                    f"(largest residual {worst:.2e}); use --dtype float64 or a larger --tol"
+                    f"(largest residual {worst:.2e}); use {better} or a larger --tol"
                 )
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, field
 from importlib import metadata
+from typing import Literal
 
 import torch
 
@@ -33,6 +34,8 @@ class Settings:
         graph_memory: bytes for kept gradient graphs; a share of the free memory where None.
         budget: seconds or products after which a run stops and reports what it has.
         compiled: compile the Hessian's products; see :mod:`landscape.compiled`.
+        products: ``float32`` for Krylov spaces of float32 products, whose eigenpairs are verified
+            in float64; see :mod:`landscape.mixed`.
     """
 
     loss: LossKind = "task"
@@ -45,12 +48,15 @@ class Settings:
     graph_memory: int | None = None
     budget: Budget = field(default_factory=Budget)
     compiled: bool = False
+    products: Literal["float32"] | None = None
 
     def __post_init__(self) -> None:
         if self.loss not in ("task", "behaviour", "relabelled"):
             raise UsageError(f"--loss {self.loss!r}: expected task, behaviour or relabelled")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        if self.products not in (None, "float32"):
+            raise UsageError(f"--products {self.products!r}: expected float32")
         if not -(2**63) <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: expected a whole number of 64 bits")
         for name, value in (("examples", self.examples), ("batch-size", self.batch_size)):

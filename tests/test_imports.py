@@ -39,6 +39,7 @@ LAYERS = [
     {"gram", "jacobian_products", "recording"},
     {"compiled"},
     {"operators"},
+    {"mixed"},
     {"krylov", "restarts"},
     {"eigensolver", "contour", "saddle"},
     {"sums", "quadratic_form"},

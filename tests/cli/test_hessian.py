@@ -43,6 +43,33 @@ HESSIAN = (sys.executable, "-m", "landscape_cli", "hessian")
 LANCZOS = ("--method", "lanczos", "--dtype", "float64", "--steps", "6", "--top", "2")
 
 
+class TestProducts:
+    ARGUMENTS = ("--method", "lanczos", "--no-density", "--top", "2", "--products", "float32")
+
+    def test_are_verified_in_float64(self, measure, tiny):
+        done = measure(*self.ARGUMENTS)
+        assert done.code == 0
+        info = landscape.load(only(tiny)).info
+        assert info.dtype == "float64"
+        assert info.config["products"] == "float32"
+        assert info.config["tol"] == 1e-6
+
+    def test_change_nothing_where_the_matrix_is_built(self, measure, tiny):
+        measure()
+        assert measure("--products", "float32").code == 0
+        only(tiny)
+
+    def test_unreachable_tolerances_name_the_way_out(self, measure, tiny):
+        done = measure(*self.ARGUMENTS, "--tol", "1e-13", "--strict")
+        assert done.code == 4
+        assert "use no --products or a larger --tol" in landscape.load(only(tiny)).info.warnings[-1]
+
+    def test_need_float64(self, measure):
+        done = measure(*self.ARGUMENTS, "--dtype", "float32")
+        assert done.code == 2
+        assert "--products float32 verifies in float64" in done.err
+
+
 class TestStreams:
     def test_table_on_stdout_and_notices_on_stderr(self, measure, tiny):
         done = measure()
