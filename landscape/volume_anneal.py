@@ -31,7 +31,7 @@ from landscape.volume.records import Directions
 __all__ = ["anneal_checkpoint", "anneal_limit", "left_out", "timed_gradient"]
 
 LIMIT = 1_000_000  # Gradients in all, where no budget says otherwise.
-AUTO = 50_000  # Gradients that ``--method auto`` spends at most.
+AUTO = 80_000  # Gradients that ``--method auto`` spends at most.
 _TIMED = 3  # Gradients of the model alone that are timed.
 
 

@@ -19,7 +19,9 @@ _AIM = 0.7  # Part of the wanted error that is aimed at.
 _WIDEST = 3.0  # Variance of an island's log-weight that is aimed at, at most.
 _FREEDOM = 2.0  # Of the variance, over those of the islands alone: a path's parts add theirs.
 _COARSEST = 1.0  # Thermodynamic length between levels beyond which particles lose track.
-_FEWEST = 12  # Levels.
+_FINE = 0.25  # Length between levels that is wanted whatever the error: time to relax.
+_FEWEST = 40  # Levels that are wanted,
+_LEAST = 12  # and with which one has to do.
 _STEPS = 6.0  # Leapfrog steps of a trajectory, before a pilot knows.
 _PILOT = 4.0  # Gradients of both pilots for each chain, level and step.
 
@@ -61,7 +63,7 @@ def _wanted(length: float, chains: int, error: float) -> float:
     aim = (_AIM * error) ** 2
     # The root of a v^2 + b v = aim, without cancellation.
     variance = min(2 * aim / (b + math.sqrt(b * b + 4 * a * aim)), _WIDEST)
-    return max(_LAG * length**2 / (ISLAND * variance), length / 0.7, _FEWEST)
+    return max(_LAG * length**2 / (ISLAND * variance), length / _FINE, _FEWEST)
 
 
 def planned(
@@ -90,7 +92,7 @@ def planned(
     stay = chains * draws * len(set(marks)) * steps
     wanted = _wanted(length, chains, error)
     most = (n_gradients - stay) / (chains * steps)
-    least = max(length / _COARSEST, min(_FEWEST, wanted))
+    least = max(length / _COARSEST, _LEAST)
     count = round(min(wanted, most))
     if levels and count < 2 * levels:
         count = levels

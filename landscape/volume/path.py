@@ -19,6 +19,7 @@ __all__ = ["Metric", "Path", "Trail", "refined"]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+_AHEAD = 5  # Levels of a pilot whose smallest step is taken.
 _SMOOTH = 4  # Levels on each side whose median smooths what few chains measured.
 
 
@@ -137,7 +138,10 @@ def refined(trail: Trail, levels: int, marks: Sequence[float]) -> Path:
     at = np.unique(
         np.concatenate([np.linspace(0.0, end, levels + 1), marks_at, trail.length[turns]])
     )
-    step = np.exp(np.interp(at, trail.length, np.log(_smoothed(trail.step))))
+    # Where steps shrink those of a pilot, which adapt as it goes, come too late.
+    steps = _smoothed(trail.step)
+    soon = np.array([steps[i : i + _AHEAD].min() for i in range(len(steps))])
+    step = np.exp(np.interp(at, trail.length, np.log(soon)))
     known = np.searchsorted(trail.length, at, side="right").clip(1, len(trail.length)) - 1
     return Path(
         beta=np.interp(at, trail.length, trail.beta),

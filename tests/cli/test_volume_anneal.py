@@ -112,7 +112,7 @@ def test_a_much_smaller_error_takes_a_finer_path(shifted, tiny):
     shifted("--error", "2")
     (file,) = files(tiny)
     before = landscape.load(file).annealing
-    found = shifted("--error", "0.2")
+    found = shifted("--error", "0.1")
     after = landscape.load(file).annealing
     assert after.ladder_levels >= 2 * before.ladder_levels
     assert found.values["anneal"]["lower"][0] <= TRUTH <= found.values["anneal"]["upper"][0]
