@@ -454,6 +454,33 @@ def test_a_start_that_the_budget_does_not_reach_is_named_with_what_it_needs():
     assert not [w for w in again.warnings if "was left out" in w]
 
 
+def test_a_prior_without_a_finite_loss_is_said_at_once():
+    problem = anneal.Quadratic(5)
+
+    def energy(z):
+        loss, slope = problem.energy(z)
+        far = (z - problem.anchor).norm(dim=1) > 0.01
+        return torch.where(far, math.inf, loss), slope
+
+    found = annealer(problem, limit=20_000, energy=energy).measure()
+    assert found.annealing is None
+    assert found.estimate.log_volume == -np.inf
+    (note,) = found.warnings
+    assert "not finite at any of 24 points from the prior" in note
+    assert "--sigma" in note
+
+
+def test_a_complete_result_without_an_upper_bound_can_get_one_later():
+    """An infinite bound is none: it is not taken for finished work."""
+    problem = anneal.Quadratic(5)
+    found = annealer(problem, starts=BOTH).measure().annealing
+    for bound in (math.inf, -3.0):
+        units = MemoryUnits()
+        annealing = dataclasses.replace(found, reverse_partition=bound)
+        keep_annealing(annealing, 64, units)
+        assert (units.get("anneal/reverse") is not None) == math.isfinite(bound)
+
+
 def test_an_outward_start_that_misses_half_of_the_volume():
     """The second component is seen from the prior alone; within its distance both agree."""
     truth = anneal.hyperbola(CUTOFF)

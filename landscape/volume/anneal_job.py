@@ -100,6 +100,12 @@ class Annealer:
         """Pilot from the Gaussian: beta upwards, then the tether to the radius."""
         scout = self._work.scout(name)
         scout.start(tether)
+        if not math.isfinite(scout.trail.loss[-1]):
+            self._notes.append(
+                f"anneal: {name}: the loss is not finite at any of {scout.chains} points from the "
+                "prior: use a smaller --sigma, or a --tether"
+            )
+            raise SpentError
         scout.warm(self._goal)
         scout.settle(self._goal, iterations=_SETTLES[0])
         if math.isfinite(radius):
@@ -319,7 +325,8 @@ def keep_annealing(annealing: Annealing, chains: int, units: Units) -> None:
         units.put(f"anneal/{name}/plan", {"levels": levels})
         for index, part in enumerate(parted(islands, count)):
             units.put(run_label(name, levels, index), part.as_unit())
-    units.put("anneal/reverse", {"bound": annealing.reverse_partition, "n_gradients": 0})
+    if math.isfinite(annealing.reverse_partition):
+        units.put("anneal/reverse", {"bound": annealing.reverse_partition, "n_gradients": 0})
 
 
 def mark_places(islands: Islands, lengths: Sequence[float]) -> list[int]:

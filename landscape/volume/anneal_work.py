@@ -28,7 +28,7 @@ _PILOTS = 24  # Chains of a pilot.
 
 
 class SpentError(Exception):
-    """The gradients or the time are spent."""
+    """The gradients or the time are spent, or nothing more can be had for them."""
 
 
 @dataclass(kw_only=True, eq=False)
