@@ -9,6 +9,7 @@ from curvlinops import GGNLinearOperator, HessianLinearOperator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.hessian import HessianOptions, measure_operator
+from landscape.mixed import MixedOperator, rounded
 from landscape.operators import curvature
 from landscape.units import MemoryUnits
 
@@ -26,10 +27,8 @@ class Forward(torch.nn.Module):
         return self.task.forward(self.model, (inputs,))
 
 
-@pytest.mark.parametrize("name", list(networks.NETWORKS))
-@pytest.mark.parametrize("operator", ["hessian", "ggn"])
-def test_spectrum_agrees(name, operator):
-    risk = networks.risk(name)
+def peer_values(risk, operator):
+    """All eigenvalues of the peer's matrix, descending."""
     module = Forward(risk)
     data = [(x, y) for x, y in (risk.batch(i) for i in range(risk.n_batches))]
     peer = PEERS[operator](
@@ -41,7 +40,14 @@ def test_spectrum_agrees(name, operator):
     )
     with sdpa_kernel(SDPBackend.MATH):
         matrix = peer @ torch.eye(risk.n, dtype=torch.float64)
-    expected = torch.linalg.eigvalsh((matrix + matrix.T) / 2).flip(0)
+    return torch.linalg.eigvalsh((matrix + matrix.T) / 2).flip(0)
+
+
+@pytest.mark.parametrize("name", list(networks.NETWORKS))
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_spectrum_agrees(name, operator):
+    risk = networks.risk(name)
+    expected = peer_values(risk, operator)
     options = HessianOptions(top=10, method="lanczos", probes=4, steps=20)
     spectrum, _, moments = measure_operator(
         curvature(operator, risk), operator, options, seed=0, units=MemoryUnits()
@@ -50,3 +56,17 @@ def test_spectrum_agrees(name, operator):
     assert (values - expected[:10]).abs().max() < 1e-8 * expected.abs().max()
     gap = abs(moments.trace.value - float(expected.sum()))
     assert gap < 5 * moments.trace.stderr
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_eigenvalues_by_products_of_lower_precision_agree(operator):
+    risk = networks.risk(next(iter(networks.NETWORKS)))
+    expected = peer_values(risk, operator)
+    cheap = curvature(operator, rounded(risk, torch.float32))
+    mixed = MixedOperator(curvature(operator, risk), cheap)
+    options = HessianOptions(top=10, method="lanczos", probes=2, steps=20, tol=1e-5)
+    spectrum, _, _ = measure_operator(mixed, operator, options, seed=0, units=MemoryUnits())
+    assert spectrum.converged.all()
+    values = torch.from_numpy(spectrum.eigenvalues)
+    # An eigenvalue is nearer than its residual.
+    assert (values - expected[:10]).abs().max() < 1e-5 * expected.abs().max()
