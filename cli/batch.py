@@ -162,4 +162,4 @@ def _entry(unit: Unit) -> dict[str, Any]:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.add_typer(group)
+    app.add_typer(group, name="batch")
