@@ -11,7 +11,19 @@ import typer
 
 from landscape import __version__
 from landscape.errors import LandscapeError, TerminatedError
-from landscape_cli import check, collect, demo, flat, hessian, inspect, plot, show, train, volume
+from landscape_cli import (
+    batch,
+    check,
+    collect,
+    demo,
+    flat,
+    hessian,
+    inspect,
+    plot,
+    show,
+    train,
+    volume,
+)
 from landscape_cli.reporting import REPORT
 
 __all__ = ["app", "run"]
@@ -26,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _module in (demo, train, inspect, check, hessian, volume, flat, collect, show, plot):
+for _module in (demo, train, inspect, check, hessian, volume, flat, batch, collect, show, plot):
     _module.register(app)
 
 

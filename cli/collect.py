@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from landscape.series_records import Series
     from landscape.volume_series import VolumeSeries
 
-__all__ = ["register"]
+__all__ = ["collect_results", "register"]
 
 
 def collect(
@@ -76,10 +76,11 @@ def collect(
 
         merge_files(files, out, overwrite=overwrite)
     else:
-        _collect(files, Path("series.h5") if out is None else out, overwrite=overwrite)
+        collect_results(files, Path("series.h5") if out is None else out, overwrite=overwrite)
 
 
-def _collect(files: list[Path], out: Path, *, overwrite: bool) -> None:
+def collect_results(files: list[Path], out: Path, *, overwrite: bool) -> None:
+    """Write the series of some result files and show it."""
     from landscape.series_store import collect_files
     from landscape_cli.render_series import report_series
 

@@ -10,8 +10,10 @@ __all__ = ["progress_bar"]
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, *, quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A callback ``(phase, products done, products expected)`` behind a bar on a terminal."""
+def progress_bar(
+    title: str, *, quiet: bool, unit: str = "products"
+) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A callback ``(phase, units done, units expected)`` behind a bar on a terminal."""
     # Rich would write a last frame into a redirected stderr, so no bar exists there at all.
     if quiet or not sys.stderr.isatty():
         yield lambda phase, done, total: None
@@ -28,7 +30,7 @@ def progress_bar(title: str, *, quiet: bool) -> Iterator[Callable[[str, int, int
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f} products, {task.fields[rate]}"),
+        TextColumn(f"{{task.completed:.0f}} {unit}, {{task.fields[rate]}}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

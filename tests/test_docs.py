@@ -210,6 +210,7 @@ def test_every_command_has_a_page() -> None:
     from landscape_cli.app import app
 
     names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    names |= {group.name for group in app.registered_groups}
     assert {page.stem for page in (ROOT / "docs" / "commands").glob("*.md")} == names
 
 

@@ -32,6 +32,8 @@ LAYERS = [
         "units",
     },
     {"criteria", "paths", "pickles", "tasks"},
+    {"sweep_file"},
+    {"jobs"},
     {"task", "data", "checkpoint", "params", "training_files"},
     {"initialisation"},
     {"risk", "training"},
