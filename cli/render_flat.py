@@ -79,7 +79,7 @@ def _headline(table: SymmetryTable) -> str:
 def _learning(found: LearningCoefficient) -> str:
     if math.isnan(found.value):
         return f"not fitted: {printable(found.reason)} (--cutoff LO:HI:COUNT)"
-    return f"{coefficient_line(found)} (quadratic model)"
+    return f"{coefficient_line(found)} (quadratic model: half the rank for small cutoffs)"
 
 
 def _discrete(result: FlatResult) -> str:
@@ -136,7 +136,7 @@ def _symmetries(found: SymmetryTable) -> list[Table]:
             table.add_section()
         table.add_row(
             printable(entry.name),
-            printable(entry.layer),
+            printable(entry.layer) or "(model)",
             str(entry.count),
             str(entry.added),
             f"{entry.change:.1e}",

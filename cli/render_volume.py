@@ -91,10 +91,12 @@ def volume_tables(result: VolumeResult, file: Path) -> list[Any]:
 
 def coefficient_line(found: LearningCoefficient) -> str:
     """A learning coefficient in one line, with the cutoffs that it rests on."""
-    return (
+    line = (
         f"{found.value:.4g} ± {found.stderr:.2g}, m = {found.multiplicity}, from "
         f"{found.n_cutoffs} cutoffs {found.lowest:g} to {found.highest:g}"
     )
+    # The law holds as the cutoff goes to 0 only.
+    return f"{line}; not settled, try smaller cutoffs" if found.stderr > found.value / 2 else line
 
 
 def _how(found: VolumeEstimate) -> str:

@@ -102,7 +102,7 @@ def _parts(series: FlatSeries) -> list[_Part]:
     wide = np.maximum(flat - null, 0.0)
     return [
         *parts,
-        _Part(label="limited by the prior only", size=wide, colour=_GREEN),
+        _Part(label="flat, but not null", size=wide, colour=_GREEN),
         _Part(label="intermediate", size=between, colour=BLUE),
         _Part(label="steep", size=steep, colour=ORANGE),
     ]

@@ -119,7 +119,7 @@ def test_every_direction_is_in_the_bar():
     found, top = bars(flat_figure(series))
     assert top == pytest.approx([40, 40])
     assert found["null, unexplained"] == [5, 7]
-    assert found["limited by the prior only"] == [17, 15]
+    assert found["flat, but not null"] == [17, 15]
     assert found["intermediate"] == [10, 10]
     assert found[r"a \$x\$"] == [1, 1]
     assert found["blank inputs"] == [2, 2]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from landscape.flat.graph import Attention, HeadSlot
 from landscape.flat.recorder import Axis, Record
 
-__all__ = ["AttentionWeights", "attention_weights", "record_attention"]
+__all__ = ["HEADS", "AttentionWeights", "attention_weights", "record_attention"]
 
 _SEPARATE = (
     ("q_proj", "k_proj", "v_proj"),
@@ -21,7 +21,7 @@ _SEPARATE = (
 )
 _FUSED = ("qkv", "c_attn", "qkv_proj", "Wqkv")
 _OUT = ("out_proj", "o_proj", "out", "c_proj", "proj", "wo", "to_out", "o")
-_HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads", "nhead")
+HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads", "nhead")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +32,7 @@ class AttentionWeights:
         inputs: (weight, axis of the outputs, bias) of the maps of q, k and v: three, or one for
             all of them.
         output: the same of the output map.
-        heads: number of query heads.
+        heads: number of query heads; 0 where the module does not say.
     """
 
     inputs: tuple[tuple[Tensor, int, Tensor | None], ...]
@@ -55,9 +55,9 @@ def attention_weights(module: nn.Module) -> AttentionWeights | None:
     children = dict(module.named_children())
     output = next((m for m in (_map(children.get(n)) for n in _OUT) if m is not None), None)
     sources = (module, getattr(module, "config", None))
-    values = [getattr(s, n, None) for s in sources for n in _HEADS]
+    values = [getattr(s, n, None) for s in sources for n in HEADS]
     heads = next((v for v in values if isinstance(v, int) and v > 0), 0)
-    if output is None or not heads:
+    if output is None:
         return None
     for names in (*((name,) for name in _FUSED), *_SEPARATE):
         maps = [_map(children.get(name)) for name in names]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from landscape.flat import layers, shape_rules
-from landscape.flat.attention import AttentionWeights, attention_weights, record_attention
+from landscape.flat.attention import HEADS, AttentionWeights, attention_weights, record_attention
 from landscape.flat.graph import Graph
 from landscape.flat.recorder import Record, Unsupported
 from landscape.flat.rules import ALIASES, RULES
@@ -132,7 +132,13 @@ def _leaves(model: nn.Module, record: Record) -> Iterator[_Watch]:
     for name, module in model.named_modules():
         weights = attention_weights(module)
         act = None
-        if weights is not None:
+        if weights is not None and not weights.heads:
+            record.notes.append(
+                f"{name or 'the model'} looks like attention, but does not say how many heads it "
+                f"has, so its symmetries stay unexplained: set one of its attributes "
+                f"{', '.join(HEADS)}"
+            )
+        elif weights is not None:
             act = _attention(record, name, weights)
         elif _is_rms(module):
             act = _rms(record, module)

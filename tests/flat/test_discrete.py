@@ -293,3 +293,27 @@ def test_units_split_over_two_dimensions_are_left_alone():
     report = found(Reshaped(), draws(7, 2, 8))
     assert report.symmetries == ()
     assert any("split over several dimensions" in note for note in report.notes)
+
+
+class Tacit(fc.GroupedAttention):
+    """Attention whose number of heads goes by another name."""
+
+    def __init__(self, name):
+        super().__init__(8, 2, 2, 4)
+        setattr(self, name, self.num_heads)
+        del self.num_heads
+
+    def forward(self, x):
+        self.num_heads = 2
+        try:
+            return super().forward(x)
+        finally:
+            del self.num_heads
+
+
+@pytest.mark.parametrize(("name", "known"), [("h", False), ("n_heads", True)])
+def test_attention_that_does_not_say_its_heads_is_named(name, known):
+    x = draws(5, 3, 8)
+    graph = read_graph(nn.Sequential(Tacit(name)).double(), lambda m: m(x))
+    assert any("0 looks like attention" in note for note in graph.notes) == (not known)
+    assert (len(graph.attentions) == 1) == known
