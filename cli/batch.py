@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landscape.errors import LandscapeError, PartialFailureError, UsageError
-from landscape_cli.options import examples
+from landscape_cli.options import DebugOption, JsonOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ __all__ = ["register"]
 SweepArgument = Annotated[
     Path, typer.Argument(metavar="SWEEP.toml", help="What to measure, and how.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 group = typer.Typer(
     name="batch",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from landscape.errors import ResultFileError, UsageError
-from landscape_cli.options import examples
+from landscape_cli.options import DebugOption, JsonOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def collect(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file of other content.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """One table over the training step from the results of many checkpoints.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import Common, examples
+from landscape_cli.options import Common, DebugOption, JsonOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
@@ -17,9 +17,9 @@ def demo(
         Path, typer.Argument(metavar="[DIR]", help="Where to write checkpoints and results.")
     ] = Path("landscape-demo"),
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the training run.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Train a small network on real digits and measure its Hessian and basin along the way.
 

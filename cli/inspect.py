@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import examples
+from landscape_cli.options import DebugOption, JsonOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
@@ -20,9 +20,9 @@ def inspect(
         bool,
         typer.Option("--unsafe-pickle", help="Load a checkpoint that may run code."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Tensors, shapes, dtypes, parameter count, norms, NaN and Inf counts, metadata.
 

@@ -17,6 +17,8 @@ from landscape_cli.reporting import REPORT
 __all__ = [
     "CheckpointsArgument",
     "Common",
+    "DebugOption",
+    "JsonOption",
     "LogDetOption",
     "PlotOption",
     "SetOption",
@@ -107,6 +109,9 @@ CheckpointsArgument = Annotated[
     list[str],
     typer.Argument(metavar="CKPT...", help="Checkpoints, or quoted globs such as 'runs/*.pt'."),
 ]
+# Of commands that measure nothing; those that do have them in a panel of their help.
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 PlotOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", rich_help_panel="Measurement", help="Also draw a figure."),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import examples
+from landscape_cli.options import DebugOption, JsonOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["check_ending", "draw", "register"]
@@ -19,9 +19,9 @@ def plot(
             "--out", "-o", metavar="FILE", help="Figure file: .png, .pdf or .svg (default: beside)."
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Figures of spectra, of log-volumes or of counts of directions.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import LogDetOption, ThresholdOption, examples
+from landscape_cli.options import DebugOption, JsonOption, LogDetOption, ThresholdOption, examples
 from landscape_cli.reporting import REPORT
 
 __all__ = ["register"]
@@ -15,9 +15,9 @@ def show(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files (.h5).")],
     log_det: LogDetOption = None,
     threshold: ThresholdOption = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """A table of what each result file holds: eigenvalues, log-volumes, flat directions, cost.
 

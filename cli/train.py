@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from landscape_cli.options import SetOption, complete_builtin, examples
+from landscape_cli.options import DebugOption, JsonOption, SetOption, complete_builtin, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register", "training_table"]
@@ -31,9 +31,9 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another run's checkpoints.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Train a built-in task and save checkpoints at log-spaced steps.
 

@@ -186,13 +186,10 @@ def checks(name: str, islands: Islands) -> list[Check]:
     spread = float(total.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
     limit = _interval(spread, weighed.stderr, count - 1, weighed.freedom) + 0.1
     found.append(_check(f"{name}: weights against integration", gap, limit, False, _MORE))
-    for what, draws in (("excess loss", islands.draw_loss), ("distance", islands.draw_distance)):
-        if draws.shape[1] >= 8 and len(draws):
-            rhat = _rhat(draws[-1])
-            if what == "excess loss":
-                found.append(
-                    _check(f"{name}: split R-hat of the {what}", rhat, _RHAT, False, _MORE)
-                )
+    draws = islands.draw_loss
+    if draws.shape[1] >= 8 and len(draws):
+        name = f"{name}: split R-hat of the excess loss"
+        found.append(_check(name, _rhat(draws[-1]), _RHAT, False, _MORE))
     return found
 
 
