@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from landscape import __version__
-from landscape.errors import LandscapeError, TerminatedError
+from landscape.errors import LandscapeError, TerminatedError, UsageError
+from landscape.launch import launched
 from landscape_cli import (
     batch,
     check,
@@ -42,6 +43,9 @@ for _module in (demo, train, inspect, check, hessian, volume, flat, batch, colle
     _module.register(app)
 
 
+_SEVERAL = ("hessian", "volume")  # Commands that work over several processes.
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"landscape {__version__}")
@@ -68,9 +72,9 @@ def run(argv: Sequence[str]) -> int:
     goes to stdout, also on a failure.
     """
     arguments = list(argv)
-    REPORT.begin(json="--json" in arguments, command=_command(arguments), argv=arguments)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
+        _begin(arguments)
         code = app(arguments, standalone_mode=False, prog_name="landscape")
         if code == 130:  # Typer turns an interrupt into this exit code.
             REPORT.error("interrupted; finished units are saved and the same command resumes", 130)
@@ -102,6 +106,21 @@ def run(argv: Sequence[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
         REPORT.close()
+
+
+def _begin(arguments: Sequence[str]) -> None:
+    """Start the report; of several processes of one analysis the first speaks."""
+    command, said = _command(arguments), {"json": "--json" in arguments, "argv": arguments}
+    REPORT.begin(command=command, **said)  # type: ignore[arg-type]
+    launch = launched()
+    if launch is None:
+        return
+    REPORT.begin(command=command, silent=launch.rank > 0, **said)  # type: ignore[arg-type]
+    if command not in _SEVERAL and not {"--help", "-h"} & set(arguments):
+        raise UsageError(
+            f"landscape {command} works in one process, but torchrun or srun started "
+            f"{launch.size}; only {' and '.join(_SEVERAL)} share their work out"
+        )
 
 
 def _trace() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from landscape.budget import Budget
 from landscape.checkpoint import expand_checkpoints, read_checkpoint
 from landscape.data import DataSet, materialise
+from landscape.distributed import ALONE, Alone, join
 from landscape.errors import (
     LandscapeError,
     NotConvergedError,
@@ -20,6 +21,7 @@ from landscape.errors import (
     TerminatedError,
     UsageError,
 )
+from landscape.launch import launched
 from landscape.measurement import Measurement
 from landscape.partial import PartialFile
 from landscape.prior_measurement import PriorMeasurement
@@ -28,6 +30,7 @@ from landscape.results import Result
 from landscape.settings import Settings
 from landscape.store import load, result_name, save
 from landscape.task import ResolvedTask, parse_settings, resolve_task
+from landscape.units import MemoryUnits
 from landscape.volume.options import PriorOptions
 from landscape_cli.options import Common
 from landscape_cli.progress import progress_bar
@@ -71,7 +74,7 @@ class Job(ABC, Generic[Run, Found]):
         return result
 
     @abstractmethod
-    def extend(self, earlier: Found, run: Run, units: PartialFile) -> None:
+    def extend(self, earlier: Found, run: Run, units: MemoryUnits) -> None:
         """Let a run add to a stored result without losing anything of it."""
 
 
@@ -167,16 +170,19 @@ def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, A
     Raises:
         LandscapeError: what went wrong; with several checkpoints the others are measured first.
     """
-    settings = settings_from(common)
-    paths = expand_checkpoints(patterns)
-    require_writable(common.out)
-    resolved, data = prepare_task(common, settings)
+    ranks = join(launched())
+    with ranks.unanimous():
+        settings = settings_from(common)
+        paths = expand_checkpoints(patterns)
+    ranks.shared(lambda: require_writable(common.out))
+    with ranks.unanimous():
+        resolved, data = prepare_task(common, settings)
     files: list[Path] = []
     failures: list[LandscapeError] = []
     unconverged: list[str] = []
     for path in paths:
         try:
-            file, result = _measure(path, common, settings, job, resolved, data)
+            file, result = _measure(path, common, settings, job, resolved, data, ranks)
         except TerminatedError:
             raise
         except LandscapeError as error:
@@ -225,24 +231,34 @@ def _measure(
     job: Job[Any, Any],
     resolved: ResolvedTask,
     data: DataSet,
+    ranks: Alone = ALONE,
 ) -> tuple[Path, Result]:
-    checkpoint = read_checkpoint(
-        path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
-    )
-    run = job.run(
-        resolved=resolved,
-        data=data,
-        checkpoint=checkpoint,
-        settings=settings,
-        argv=("landscape", *REPORT.argv),
-    )
+    with ranks.unanimous():
+        checkpoint = read_checkpoint(
+            path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
+        )
+        run = job.run(
+            resolved=resolved,
+            data=data,
+            checkpoint=checkpoint,
+            settings=settings,
+            argv=("landscape", *REPORT.argv),
+            ranks=ranks,
+        )
     file = common.out / result_name(str(path), run.command, run.key, job.suffix())
-    earlier = None if common.overwrite else _complete(file, run.key)
+    earlier = ranks.shared(lambda: None if common.overwrite else _complete(file, run.key))
     if earlier is not None and job.satisfied(earlier, run):
         earlier = job.as_asked(earlier, run)
         REPORT.say(f"{printable(file)} is complete; nothing to do (--overwrite computes it again)")
         job.report(file, earlier, new=False)
         return file, earlier
+    if ranks.rank:
+        elsewhere = MemoryUnits()  # Rank 0 keeps what there is to keep.
+        if earlier is not None:
+            job.extend(earlier, run, elsewhere)
+        result = run.measure(units=elsewhere)
+        ranks.shared(lambda: None)
+        return file, result
     units = PartialFile(file, run.key, interval=common.flush_seconds)
     if common.overwrite:
         units.clear()
@@ -256,13 +272,18 @@ def _measure(
     except BaseException:
         units.flush()
         raise
+    ranks.shared(lambda: _keep(file, result, units))
+    job.report(file, result, new=True)
+    return file, result
+
+
+def _keep(file: Path, result: Result, units: PartialFile) -> None:
+    """Save a result; what is unfinished in it stays beside it."""
     save(file, result)
     if result.info.status == "complete":
         units.remove()
     else:
         units.flush()
-    job.report(file, result, new=True)
-    return file, result
 
 
 def _complete(file: Path, key: str) -> Result | None:

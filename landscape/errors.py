@@ -57,3 +57,9 @@ class TerminatedError(LandscapeError):
     """The run was terminated (SIGTERM); finished units are saved."""
 
     exit_code = 143
+
+
+class RankError(LandscapeError):
+    """A process of a distributed analysis failed or cannot be reached; finished units are saved."""
+
+    exit_code = 6

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
 from landscape.data import DataSet, materialise, micro_batches
+from landscape.distributed import ALONE, Alone
 from landscape.gram import factor_width
 from landscape.memory import total_memory
 from landscape.params import ParameterSpace
@@ -47,6 +48,7 @@ class Measurement(ABC):
         checkpoint: the weights, or None to take the model's own.
         settings: what all measurements share.
         argv: the command line, for the record.
+        ranks: the processes that make this measurement, which all call :meth:`measure`.
 
     Attributes:
         key: SHA-256 of everything that determines the estimates.
@@ -59,11 +61,12 @@ class Measurement(ABC):
     checkpoint: Checkpoint | None
     settings: Settings
     argv: Sequence[str] = ()
+    ranks: Alone = ALONE
     key: str = field(init=False)
 
     def _choose_precision(self, default: str) -> None:
         """Resolve the device and the dtype; the default is float32 where there is no float64."""
-        self._device = resolve_device(self.settings.device)
+        self._device = self.ranks.device(resolve_device(self.settings.device))
         default = "float32" if self._device.type == "mps" else default
         self._dtype_name = self.settings.dtype or default
         self._dtype = resolve_dtype(self._dtype_name, self._device)
@@ -142,8 +145,16 @@ class Measurement(ABC):
         return ParameterSpace(model, self.settings.params)
 
     def risk(self) -> Risk:
-        """Load the weights into the model and return the risk at them; raises as :meth:`load`."""
-        self.load()
+        """Load the weights into the model and return the risk at them; raises as :meth:`load`.
+
+        Several processes share out its examples.
+        """
+        with self.ranks.unanimous():
+            self.load()
+        return self._risk(self.ranks)
+
+    def _risk(self, ranks: Alone) -> Risk:
+        """The risk at the model's weights, its examples shared out over some processes."""
         settings = self.settings
         return Risk(
             self.resolved.task,
@@ -153,6 +164,7 @@ class Measurement(ABC):
             batch_size=settings.batch_size,
             device=self._device,
             dtype=self._dtype,
+            ranks=ranks,
         )
 
     @abstractmethod

@@ -30,7 +30,11 @@ LAYERS = [
         "reductions",
         "drift",
         "units",
+        "launch",
     },
+    {"coordinates"},
+    {"distributed"},
+    {"led"},
     {"criteria", "paths", "pickles", "tasks"},
     {"sweep_file"},
     {"jobs"},
@@ -41,7 +45,7 @@ LAYERS = [
     {"gram", "jacobian_products", "recording"},
     {"compiled"},
     {"operators"},
-    {"mixed"},
+    {"mixed", "sharded"},
     {"krylov", "restarts"},
     {"eigensolver", "contour", "saddle"},
     {"sums", "quadratic_form"},
@@ -196,7 +200,7 @@ def test_commands_import_late(path):
     assert not roots(path, top=True) & heavy
     library = {n for n in imports(path, top=True) if n.startswith("landscape.")}
     names = {n.split(".")[1] for n in library}
-    assert names <= {"errors", "text", "__version__"}, names
+    assert names <= {"errors", "text", "launch", "__version__"}, names
 
 
 # What is loaded ----------------------------------------------------------------------------------
