@@ -110,12 +110,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _begin(arguments: Sequence[str]) -> None:
     """Start the report; of several processes of one analysis the first speaks."""
-    command, said = _command(arguments), {"json": "--json" in arguments, "argv": arguments}
-    REPORT.begin(command=command, **said)  # type: ignore[arg-type]
+    command = _command(arguments)
+    REPORT.begin(json="--json" in arguments, command=command, argv=arguments)
     launch = launched()
     if launch is None:
         return
-    REPORT.begin(command=command, silent=launch.rank > 0, **said)  # type: ignore[arg-type]
+    REPORT.silent = launch.rank > 0
     if command not in _SEVERAL and not {"--help", "-h"} & set(arguments):
         raise UsageError(
             f"landscape {command} works in one process, but torchrun or srun started "

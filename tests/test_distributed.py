@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import pickle
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import ranks_job
 import torch
 
+from landscape import distributed
 from landscape.coordinates import Coordinates
 from landscape.data import materialise, shard
 from landscape.distributed import ALONE
@@ -184,6 +186,13 @@ def test_a_host_that_cannot_be_told_is_said(monkeypatch):
     with pytest.raises(UsageError, match="set MASTER_ADDR"):
         launched(srun)
     assert launched({**srun, "SLURM_NNODES": "1"}).address == "127.0.0.1"
+
+
+def test_processes_that_do_not_meet_say_where_they_waited(monkeypatch):
+    monkeypatch.setattr(distributed, "_MEETING", datetime.timedelta(seconds=1))
+    second = Launch(rank=1, size=2, local_rank=1, local_size=2, address="127.0.0.1", port=9)
+    with pytest.raises(RankError, match=r"process 2 of 2 .* 127\.0\.0\.1:9: .*MASTER_ADDR"):
+        distributed.join(second)
 
 
 def test_a_lost_process_has_an_exit_code_of_its_own():

@@ -31,6 +31,7 @@ LAYERS = [
         "drift",
         "units",
         "launch",
+        "cost",
     },
     {"coordinates"},
     {"distributed"},
