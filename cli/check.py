@@ -22,9 +22,10 @@ def check(
     functions, and prints the time of one product and the memory of the kept gradient graphs.
     Writes no file.
     """
-    from landscape.checkpoint import expand_checkpoints, read_checkpoint
+    from landscape.checkpoint import read_checkpoint
     from landscape.checks import check_risk
     from landscape.errors import TaskError, UsageError
+    from landscape.folders import expand_checkpoints
     from landscape.hessian import HessianOptions
     from landscape.runs import HessianRun
     from landscape_cli.measuring import prepare_task, settings_from

@@ -31,8 +31,10 @@ def inspect(
     """
     from rich.table import Table
 
-    from landscape.checkpoint import expand_checkpoints, read_checkpoint, summarise
+    from landscape.checkpoint import read_checkpoint
     from landscape.errors import UsageError
+    from landscape.folders import expand_checkpoints
+    from landscape.summary import summarise
 
     paths = expand_checkpoints([checkpoint])
     if len(paths) != 1:
