@@ -1,4 +1,4 @@
-"""Checkpoints: reading weights from a file or a folder by its content.
+"""Checkpoints: reading weights by the content of a file or a folder, and putting them into a model.
 
 Rules, in the order in which they apply to a file:
 
@@ -17,20 +17,25 @@ weights of a Hugging Face model, whole or in shards with an index.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from landscape.contents import Contents, read_file, read_model_folder
 from landscape.distributed import read_distributed
+from landscape.errors import NotFiniteError
 from landscape.folders import DISTRIBUTED, SHARDED, series_in, training_step, weights_file
 from landscape.sniffing import refuse
 from landscape.states import find_state, mapping, named_state, plain_tensors, state_paths
-from landscape.text import shown
+from landscape.tensor_facts import dtype_name, number_kind, statistics
+from landscape.text import escape_name, shown
 
-__all__ = ["Checkpoint", "canonical_name", "choose_weights", "read_checkpoint"]
+__all__ = ["Checkpoint", "choose_weights", "load_into", "read_checkpoint"]
 
 _MAX_CANDIDATES = 20
 
@@ -110,7 +115,7 @@ def choose_weights(contents: Contents, path: str, weights_key: str | None = None
         step=training_step(path, metadata),
         weights_key=key,
         unsafe_pickle=contents.unsafe_pickle,
-        others=tuple(islice(others, _MAX_CANDIDATES)),
+        others=tuple(itertools.islice(others, _MAX_CANDIDATES)),
     )
 
 
@@ -132,7 +137,7 @@ def _read(path: str, *, unsafe_pickle: bool) -> Contents:
     raise refuse(path, "is a directory", todo, SHARDED)
 
 
-def canonical_name(name: str) -> str:
+def _canonical_name(name: str) -> str:
     """A tensor's name without the prefixes of DataParallel and ``torch.compile``."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while len(parts) > 1 and parts[0] == "module":
@@ -143,10 +148,141 @@ def canonical_name(name: str) -> str:
 def _strip_prefixes(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     origin: dict[str, str] = {}
     for name in tensors:
-        short = canonical_name(name)
+        short = _canonical_name(name)
         if short in origin:
             seen = f"names {shown([short])} twice: {shown([origin[short], name])}"
             todo = "Choose one set with --weights-key, or save the unwrapped model's state_dict()"
             raise refuse(path, seen, todo, "one, without the prefixes module. and _orig_mod.")
         origin[short] = name
     return {short: tensors[name] for short, name in origin.items()}
+
+
+# Into a model ----------------------------------------------------------------------------------
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Replace a model's parameters and buffers by a checkpoint's, in place, in the model's dtype.
+
+    Names and shapes must match exactly; of tied weights one name is enough. A prefix that all names
+    of the file share, such as a Lightning module's ``model.``, is dropped where that makes them
+    match, and one that all names of the model share is added. Nothing is changed where an error is
+    raised.
+
+    Raises:
+        CheckpointError: names, shapes or kinds of numbers do not match.
+        NotFiniteError: a NaN or infinite weight.
+    """
+    path = checkpoint.path
+    entries = model.state_dict(keep_vars=True).items()
+    raw = {name: target for name, target in entries if isinstance(target, Tensor)}
+    full = {_canonical_name(name): name for name in raw}
+    if len(full) < len(raw):  # the model itself needs the prefixes to tell names apart
+        full = {name: name for name in raw}
+    targets = {name: raw[full[name]] for name in full}
+    groups: dict[int, list[str]] = {}
+    for name, target in targets.items():
+        if nn.parameter.is_lazy(target) or target.is_meta:
+            seen = f"cannot be loaded: the model's {shown([name])} is lazy or on the meta device"
+            raise refuse(path, seen, "Let the task build it in full", "a model with data")
+        groups.setdefault(id(target), []).append(name)
+    tensors = _fitted(checkpoint.tensors, groups.values())
+    sources: dict[str, Tensor] = {}
+    for group in groups.values():
+        # A tied name that is absent from the file is filled from its twin.
+        twin = next((tensors[name] for name in group if name in tensors), None)
+        if twin is not None:
+            sources |= {name: tensors.get(name, twin) for name in group}
+    _check_match(targets, sources, tensors, checkpoint)
+    _check_finite({name: tensors[name] for name in sources if name in tensors}, path)
+    converted = {name: _convert(name, sources[name], targets[name], path) for name in sources}
+    for first, *twins in groups.values():
+        for name in twins:
+            if not torch.equal(converted[first], converted[name]):
+                seen = f"has unequal {shown([first, name])}, which the model ties"
+                todo = "Build the task's model without the tie, or check how the file was saved"
+                raise refuse(path, seen, todo, "equal values")
+    try:
+        model.load_state_dict({full[n]: tensor for n, tensor in converted.items()}, strict=False)
+    except Exception as error:
+        seen = f"is refused by the model: {shown([f'{type(error).__name__}: {error}'])}"
+        raise refuse(path, seen, "Check the task's model", "weights that it takes") from error
+
+
+def _fitted(tensors: dict[str, Tensor], groups: Collection[Sequence[str]]) -> dict[str, Tensor]:
+    """The tensors under the model's names, where one prefix is all that differs."""
+    names = {name for group in groups for name in group}
+    changes = [("", ""), *((prefix, "") for prefix in _shared_prefixes(tensors))]
+    for drop, add in [*changes, *(("", prefix) for prefix in _shared_prefixes(names))]:
+        found = {add + name.removeprefix(drop): tensor for name, tensor in tensors.items()}
+        if found.keys() <= names and all(any(n in found for n in group) for group in groups):
+            return found
+    return tensors
+
+
+def _shared_prefixes(names: Iterable[str]) -> list[str]:
+    """``a.`` and ``a.b.`` where all names begin so, the shortest first."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = [parts[0] for parts in itertools.takewhile(lambda each: len({*each}) == 1, levels)]
+    return [".".join(shared[: i + 1]) + "." for i in range(len(shared))]
+
+
+def _check_match(
+    targets: dict[str, Tensor],
+    sources: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    checkpoint: Checkpoint,
+) -> None:
+    missing = [name for name in targets if name not in sources]
+    unexpected = [name for name in tensors if name not in targets]
+    shapes = [
+        f"{name} (file {tuple(tensor.shape)}, model {tuple(targets[name].shape)})"
+        for name, tensor in sources.items()
+        if tensor.shape != targets[name].shape
+    ]
+    near = {name: difflib.get_close_matches(name, unexpected, n=1) for name in missing[:5]}
+    hints = [f"{name} (nearest: {near[name][0]})" if near.get(name) else name for name in missing]
+    parts = [
+        f"{len(names)} {what}: {shown(names)}"
+        for what, names in (
+            ("missing from the file", hints),
+            ("not in the model", unexpected),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if parts:
+        todo = "Check the task's architecture and settings (--set), or choose with --weights-key"
+        ends = [n.removesuffix("." + missing[0]) for n in unexpected] if missing else []
+        for end in ends:
+            if end not in unexpected and {f"{end}.{name}" for name in missing} <= {*unexpected}:
+                key = ".".join(filter(None, (checkpoint.weights_key, end)))
+                todo = f"The names match under a prefix: add --weights-key {escape_name(key)}"
+        seen = f"does not fit the model: {'; '.join(parts)}"
+        raise refuse(checkpoint.path, seen, todo, "the same names and shapes")
+
+
+def _convert(name: str, source: Tensor, target: Tensor, path: str) -> Tensor:
+    kind, todo = number_kind(source), "Check the task's model"
+    if kind != number_kind(target):
+        seen = f"has {kind} values for {shown([name])}, which is {number_kind(target)} in the model"
+        raise refuse(path, seen, todo, "the same kind of number")
+    result = source.to(target.dtype)
+    if kind == "integer" and not torch.equal(result.to(source.dtype), source):
+        seen = f"has values of {shown([name])} out of range for the model's {dtype_name(target)}"
+        raise refuse(path, seen, todo, "integers that fit")
+    if result.dtype != source.dtype:
+        _check_finite({name: result}, path, f" after conversion to {dtype_name(target)}")
+    return result
+
+
+def _check_finite(tensors: dict[str, Tensor], path: str, when: str = "") -> None:
+    bad = []
+    for name, tensor in tensors.items():
+        _, nan, inf = statistics(tensor)
+        if nan or inf:
+            bad.append(f"{name} ({nan} NaN, {inf} infinite of {tensor.numel()})")
+    if bad:
+        raise NotFiniteError(
+            f"checkpoint {path!r} has NaN or infinite weights{when} in {len(bad)} of its tensors: "
+            f"{shown(bad)}; expected finite numbers. Take a checkpoint from before it diverged"
+        )

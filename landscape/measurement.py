@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from landscape.checkpoint import Checkpoint, read_checkpoint
+from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
 from landscape.data import DataSet, materialise, micro_batches
 from landscape.gram import factor_width
-from landscape.loading import load_into
 from landscape.memory import total_memory
 from landscape.params import ParameterSpace
 from landscape.results import Result, RunInfo

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoint import load_into, read_checkpoint
 from landscape.errors import NotFiniteError, UsageError
 from landscape.initialisation import copy_model, initial_moments, selected
-from landscape.loading import load_into
 from landscape.params import ParameterSpace
 from landscape.priors import GaussianPrior, UniformPrior
 from landscape.task import Task

@@ -6,16 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from landscape.checkpoint import Checkpoint
+from landscape.tensor_facts import dtype_name, number_kind, statistics
 from landscape.text import natural_key, shown
 
-__all__ = ["CheckpointSummary", "TensorSummary", "dtype_name", "number_kind", "statistics"]
-__all__ += ["summarise"]
-
-_CHUNK = 1 << 22
+__all__ = ["CheckpointSummary", "TensorSummary", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -93,31 +90,3 @@ def _warnings(checkpoint: Checkpoint, rows: Sequence[TensorSummary]) -> Iterator
         yield f"floating-point tensors of several dtypes: {', '.join(dtypes)}"
     if empty := [row.name for row in rows if row.size == 0]:
         yield f"{len(empty)} tensors are empty: {shown(empty)}"
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """A tensor's type in short, such as ``float32``."""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def statistics(tensor: Tensor) -> tuple[float, int, int]:
-    """Norm, NaN and infinite elements, in pieces so that float64 copies stay small."""
-    norm, nan, inf = 0.0, 0, 0
-    flat = tensor.detach().reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        chunk = flat[start : start + _CHUNK]
-        wide = chunk.to(torch.complex128 if chunk.is_complex() else torch.float64)
-        nan += int(wide.isnan().sum())
-        inf += int((wide.isinf() & ~wide.isnan()).sum())
-        # Summed in pairs, which vector_norm does not do: it loses four digits on millions.
-        norm = math.hypot(norm, math.sqrt(float(wide.abs().square().sum())))
-    return norm, nan, inf
-
-
-def number_kind(tensor: Tensor) -> str:
-    """``complex``, ``floating-point``, ``integer`` or ``boolean``."""
-    if tensor.is_complex():
-        return "complex"
-    if tensor.is_floating_point():
-        return "floating-point"
-    return "boolean" if tensor.dtype == torch.bool else "integer"

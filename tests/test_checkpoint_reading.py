@@ -9,8 +9,7 @@ from checkpoint_files import FORMATS, assert_same, make_model, refusal, save
 from safetensors.torch import save_file
 from torch import nn
 
-from landscape.checkpoint import read_checkpoint
-from landscape.loading import load_into
+from landscape.checkpoint import load_into, read_checkpoint
 from landscape.summary import summarise
 
 

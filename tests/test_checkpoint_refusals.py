@@ -25,9 +25,8 @@ from checkpoint_files import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoint import load_into, read_checkpoint
 from landscape.errors import CheckpointError, LandscapeError, UsageError
-from landscape.loading import load_into
 from landscape.summary import summarise
 
 

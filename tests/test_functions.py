@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoint import load_into, read_checkpoint
 from landscape.data import materialise
 from landscape.errors import NotFiniteError, UsageError
 from landscape.hessian import HessianOptions, measure_operator
 from landscape.krylov import FUNCTIONS, apply_function
-from landscape.loading import load_into
 from landscape.operators import DenseOperator, Shifted, curvature
 from landscape.risk import Risk
 from landscape.sums import count_above, log_det

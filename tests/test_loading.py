@@ -8,9 +8,8 @@ import torch
 from checkpoint_files import assert_same, in_memory, make_model, save
 from torch import nn
 
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoint import load_into, read_checkpoint
 from landscape.errors import CheckpointError, NotFiniteError
-from landscape.loading import load_into
 from landscape.summary import summarise
 
 
@@ -197,3 +196,28 @@ class Extra(nn.Linear):
 def test_extra_state_is_left_alone(tmp_path):
     model = Extra(1, 1)
     load_into(model, read_checkpoint(save(tmp_path / "c.pt", model.state_dict())))
+
+
+@pytest.mark.parametrize("prefix", ["model", "net.encoder", "0"])
+def test_a_prefix_of_all_names_is_dropped_or_added(prefix):
+    inner = make_model()
+    renamed = {f"{prefix}.{name}": tensor for name, tensor in inner.state_dict().items()}
+    fresh = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    load_into(fresh, in_memory(renamed))
+    assert_same(fresh.state_dict(), inner.state_dict())
+    outer: nn.Module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    for part in reversed(prefix.split(".")):
+        outer = nn.ModuleDict({part: outer})
+    load_into(outer, in_memory(dict(inner.state_dict())))
+    assert_same(outer.state_dict(), renamed)
+
+
+def test_a_prefix_is_left_alone_where_other_names_do_not_fit():
+    tensors = {f"model.{name}": t for name, t in make_model().state_dict().items()}
+    with pytest.raises(CheckpointError, match="1 not in the model"):
+        load_into(
+            make_model(), in_memory(dict(make_model().state_dict()) | {"extra": torch.ones(1)})
+        )
+    del tensors["model.0.bias"]
+    with pytest.raises(CheckpointError, match=r"missing from the file: .*0\.bias"):
+        load_into(make_model(), in_memory(tensors))
