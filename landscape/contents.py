@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from io import BufferedReader
 from typing import Any, BinaryIO
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from landscape.sniffing import AGAIN, check_is_file, read_json, reason, refuse, 
 from landscape.states import check_stored, is_state, mapping
 from landscape.text import shown
 
-__all__ = ["Contents", "read_file", "read_model_folder"]
+__all__ = ["Contents", "digest", "read_file", "read_model_folder", "read_note"]
 
 _MAX_INDEX = 32 << 20
 _MAX_NOTE = 16 << 20
@@ -59,8 +60,7 @@ def read_file(path: str, *, unsafe_pickle: bool = False) -> Contents:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         kind = sniff(file.read(4096), size, path)
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = digest(file)
         if kind == "safetensors":
             tensors, metadata = _load_safetensors(file, path)
             return Contents(kind, tensors, sha256, metadata)
@@ -72,6 +72,12 @@ def read_file(path: str, *, unsafe_pickle: bool = False) -> Contents:
         return state
 
     return Contents(kind, value, sha256, finish=finish, unsafe_pickle=unsafe_pickle)
+
+
+def digest(file: BufferedReader) -> str:
+    """The SHA-256 of a whole file, whose position is left at its end."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -110,10 +116,10 @@ def read_model_folder(folder: str, weights: str, *, unsafe_pickle: bool = False)
     """
     shards = [weights]
     owner: dict[str, str] = {}
-    digest = hashlib.sha256()
+    whole = hashlib.sha256()
     if weights.endswith(INDEX):
         text = _small_file(folder, weights, _MAX_INDEX)
-        digest.update(text)
+        whole.update(text)
         owner = _weight_map(text, folder, weights)
         shards = list(dict.fromkeys(owner.values()))
     paths = [inner_file(folder, shard) for shard in shards]  # All, before any is read.
@@ -128,14 +134,14 @@ def read_model_folder(folder: str, weights: str, *, unsafe_pickle: bool = False)
         if twice := [name for name in state if name in tensors]:
             raise refuse(folder, f"has {shown(twice)} in several shards", AGAIN, "each in one")
         tensors |= state
-        digest.update(f"{shard}\0{part.sha256}\0".encode())
+        whole.update(f"{shard}\0{part.sha256}\0".encode())
         unsafe = unsafe or part.unsafe_pickle
         absent = [name for name, place in owner.items() if place == shard and name not in state]
         if absent:
             seen = f"lacks {shown(absent)} in {shown([shard])}, where its index puts it"
             raise refuse(folder, seen, AGAIN, "shards that fit the index")
     kind = "huggingface-safetensors" if ".safetensors" in weights else "huggingface-torch"
-    return Contents(kind, tensors, digest.hexdigest(), _trainer_state(folder), unsafe_pickle=unsafe)
+    return Contents(kind, tensors, whole.hexdigest(), _trainer_state(folder), unsafe_pickle=unsafe)
 
 
 def _weight_map(text: bytes, folder: str, weights: str) -> dict[str, str]:
@@ -158,12 +164,21 @@ def _small_file(folder: str, name: str, limit: int) -> bytes:
         return file.read(limit)
 
 
+def read_note(folder: str, name: str) -> dict[str, Any]:
+    """A JSON file beside the weights; empty where there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object, too large, or a link that leads out of the folder.
+    """
+    if not os.path.lexists(os.path.join(folder, name)):
+        return {}
+    return read_json(_small_file(folder, name, _MAX_NOTE), folder, name)
+
+
 def _trainer_state(folder: str) -> dict[str, str]:
     """Step and epoch that a trainer noted beside the weights."""
-    if not os.path.lexists(os.path.join(folder, "trainer_state.json")):
-        return {}
     try:
-        found = read_json(_small_file(folder, "trainer_state.json", _MAX_NOTE), folder, "note")
+        found = read_note(folder, "trainer_state.json")
     except (CheckpointError, OSError):
         return {}  # It is not needed.
     numbers = {key: found.get(key) for key in ("global_step", "epoch")}

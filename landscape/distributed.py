@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.contents import Contents
+from landscape.contents import Contents, digest
 from landscape.errors import CheckpointError
 from landscape.folders import DISTRIBUTED, inner_file
 from landscape.pickle_scan import scan_pickles
@@ -160,10 +160,10 @@ def read_distributed(folder: str) -> Contents:
         else:
             continue
         _insert(top, path, value, folder)
-    digest = hashlib.sha256(data)
+    whole = hashlib.sha256(data)
     for file in sorted({place.file for place in places.values()}):
         with open(inner_file(folder, file), "rb") as opened:
-            digest.update(f"{file}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}".encode())
+            whole.update(f"{file}\0{digest(opened)}\0".encode())
 
     def finish(state: Mapping[Any, Any]) -> Mapping[Any, Any]:
         # The placeholders live in `kept`, so that no other tensor takes their identity.
@@ -173,7 +173,7 @@ def read_distributed(folder: str) -> Contents:
             for key, value in state.items()
         }
 
-    return Contents("distributed", top, digest.hexdigest(), finish=finish)
+    return Contents("distributed", top, whole.hexdigest(), finish=finish)
 
 
 def _damaged(folder: str, seen: str) -> CheckpointError:

@@ -13,12 +13,12 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ENCODE", "Scan", "scan_pickles"]
+__all__ = ["Scan", "full_name", "scan_pickles"]
 
 _MAX_OPCODES = 5_000_000
 _MAX_COST = 20_000_000
 _COMPUTED = "(a name computed while loading)"
-ENCODE = "_codecs.encode"
+_ENCODE = "_codecs.encode"
 # How protocol 2 writes bytes; other codecs are never needed.
 _CODECS = frozenset({"latin1", "latin-1"})
 _TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
@@ -142,11 +142,11 @@ class _Machine:
         found = ""
         if name in ("GLOBAL", "INST"):
             module, _space, attribute = arg.partition(" ")
-            found = _full_name(module, attribute)
+            found = full_name(module, attribute)
         elif name == "STACK_GLOBAL":
             texts = [None if value is None else value.text for value in self._stack[-2:]]
             known = len(texts) == 2 and None not in texts
-            found = _full_name(str(texts[0]), str(texts[1])) if known else _COMPUTED
+            found = full_name(str(texts[0]), str(texts[1])) if known else _COMPUTED
         elif name.startswith("EXT"):
             found = f"copyreg extension {arg}"
         if found:
@@ -180,7 +180,7 @@ class _Machine:
             # A call may hash all that it is given, whatever has been put in since.
             self._spend(sum(part.cost for value in taken for part in value.parts))
             function, *arguments = taken or [_Value()]
-            if name == "REDUCE" and function.name == ENCODE:
+            if name == "REDUCE" and function.name == _ENCODE:
                 codec = arguments[0].parts[1].text if len(arguments[0].parts) == 2 else None
                 if codec not in _CODECS:
                     raise _ExcessError("encodes text by a codec that pickles do not need")
@@ -195,7 +195,8 @@ class _Machine:
             raise _ExcessError(f"expands to more than {_MAX_COST} parts")
 
 
-def _full_name(module: str, name: str) -> str:
+def full_name(module: str, name: str) -> str:
+    """The dotted name of a global, by today's modules."""
     # torch.save writes protocol 2, whose names are those of Python 2.
     if (module, name) in NAME_MAPPING:
         module, name = NAME_MAPPING[module, name]

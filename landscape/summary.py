@@ -43,6 +43,7 @@ class CheckpointSummary:
     step: int | None
     metadata: dict[str, str]
     weights_key: str | None
+    others: tuple[str, ...]
     tensors: tuple[TensorSummary, ...]
     n_parameters: int
     n_bytes: int
@@ -70,6 +71,7 @@ def summarise(checkpoint: Checkpoint) -> CheckpointSummary:
         step=checkpoint.step,
         metadata=checkpoint.metadata,
         weights_key=checkpoint.weights_key,
+        others=checkpoint.others,
         tensors=tuple(rows),
         n_parameters=sum(row.size for row in weights),
         n_bytes=sum(t.numel() * t.element_size() for t, _ in once.values()),
