@@ -16,9 +16,11 @@ from landscape_cli import (
     batch,
     check,
     collect,
+    convert,
     demo,
     flat,
     hessian,
+    init_task,
     inspect,
     plot,
     show,
@@ -39,7 +41,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _module in (demo, train, inspect, check, hessian, volume, flat, batch, collect, show, plot):
+for _module in (
+    *(demo, train, inspect, convert, init_task, check),
+    *(hessian, volume, flat, batch, collect, show, plot),
+):
     _module.register(app)
 
 

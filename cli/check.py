@@ -29,10 +29,11 @@ def check(
     functions, and prints the time of one product and the memory of the kept gradient graphs.
     With --plan also predicts what a spectrum costs over many processes. Writes no file.
     """
-    from landscape.checkpoint import expand_checkpoints, read_checkpoint
+    from landscape.checkpoint import read_checkpoint
     from landscape.checks import check_risk
     from landscape.cost import parse_scenario
     from landscape.errors import TaskError, UsageError
+    from landscape.folders import expand_checkpoints
     from landscape.hessian import HessianOptions
     from landscape.runs import HessianRun
     from landscape_cli.measuring import prepare_task, settings_from

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from landscape.budget import Budget
-from landscape.checkpoint import expand_checkpoints, read_checkpoint
+from landscape.checkpoint import read_checkpoint
 from landscape.data import DataSet, materialise
 from landscape.distributed import ALONE, Alone, join
 from landscape.errors import (
@@ -21,6 +21,7 @@ from landscape.errors import (
     TerminatedError,
     UsageError,
 )
+from landscape.folders import expand_checkpoints
 from landscape.launch import launched
 from landscape.measurement import Measurement
 from landscape.partial import PartialFile

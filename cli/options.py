@@ -107,7 +107,9 @@ def _complete_task(incomplete: str) -> list[str]:
 
 CheckpointsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="CKPT...", help="Checkpoints, or quoted globs such as 'runs/*.pt'."),
+    typer.Argument(
+        metavar="CKPT...", help="Checkpoints, folders of them, or quoted globs such as 'runs/*.pt'."
+    ),
 ]
 # Of commands that measure nothing; those that do have them in a panel of their help.
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

@@ -14,9 +14,9 @@ from landscape.checkpoint import load_into, read_checkpoint
 from landscape.errors import NotFiniteError, UsageError
 from landscape.initialisation import copy_model, initial_moments, selected
 from landscape.params import ParameterSpace
-from landscape.pickles import shown
 from landscape.priors import GaussianPrior, UniformPrior
 from landscape.task import Task
+from landscape.text import shown
 
 __all__ = ["resolve_mean", "resolve_prior", "resolve_sigma"]
 

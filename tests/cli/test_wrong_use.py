@@ -145,10 +145,25 @@ USES = [
     ),
     Use(
         "checkpoint-directory",
-        "hessian {tmp} --task {task} -o {tmp}/out",
+        "hessian {tmp}/sub --task {task} -o {tmp}/out",
         3,
-        ("is a directory", "Name a file in it: step_7.safetensors"),
-        at="{tmp}",
+        ("is a directory", "Name a file in it: last.safetensors"),
+        files={"sub/last.safetensors": tensors()},
+        at="{tmp}/sub",
+    ),
+    Use(
+        "checkpoint-and-series",
+        "hessian {tmp}/sub --task {task} -o {tmp}/out",
+        2,
+        ("model.safetensors and a series (step_1.safetensors)", "sub/step_*.safetensors"),
+        files={"sub/model.safetensors": tensors(), "sub/step_1.safetensors": tensors()},
+    ),
+    Use(
+        "inspect-series",
+        "inspect {tmp}/sub",
+        2,
+        ("matches 2 checkpoints", "inspect takes one"),
+        files={"sub/step_2.safetensors": tensors(), "sub/step_1.safetensors": tensors()},
     ),
     checkpoint("checkpoint-empty", "empty.safetensors", "", 3, "is empty (0 bytes)"),
     checkpoint("safetensors-truncated", "cut.safetensors", truncated, 3, "cut.safetensors"),
@@ -447,6 +462,7 @@ def test_wrong_use(use: Use, tiny, cli, texts, draw):
 
     for name, content in use.files.items():
         path = tiny.folder / name
+        path.parent.mkdir(exist_ok=True)
         if callable(content):
             content(path, draw)
         else:
