@@ -101,8 +101,12 @@ def complete_builtin(incomplete: str) -> list[str]:
 
 
 def _complete_task(incomplete: str) -> list[str]:
+    from landscape.tasks import ADAPTERS
+
     files = [str(p) for p in Path(".").glob("*.py")]
-    return complete_builtin(incomplete) + [name for name in files if name.startswith(incomplete)]
+    return complete_builtin(incomplete) + [
+        name for name in [*ADAPTERS, *files] if name.startswith(incomplete)
+    ]
 
 
 CheckpointsArgument = Annotated[

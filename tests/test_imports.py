@@ -35,7 +35,7 @@ LAYERS = [
     {"sweep_file"},
     {"jobs"},
     {"task", "data", "checkpoint", "params", "training_files"},
-    {"initialisation"},
+    {"initialisation", "loading"},
     {"risk", "training"},
     {"products"},
     {"gram", "jacobian_products", "recording"},
