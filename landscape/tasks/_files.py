@@ -139,7 +139,7 @@ def read_table(path: Path, columns: Sequence[str], extra: str) -> Any:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
-                table = pandas.read_json(file, lines=True, dtype=False, convert_dates=False)
+                table = pandas.read_json(file, lines=True, dtype=False)
             else:
                 separator = "\t" if path.suffix == ".tsv" else ","
                 table = pandas.read_csv(file, sep=separator, keep_default_na=False, na_values=[""])

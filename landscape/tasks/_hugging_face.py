@@ -8,6 +8,7 @@ checkpoint, as with every other task.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -80,7 +81,10 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of these libraries about each other, which no user can mend.
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -156,6 +160,8 @@ def _read_config(folder: Path, options: dict[str, Any]) -> Any:
         str(folder), local_files_only=True, trust_remote_code=False, **options
     )
     config.use_cache = False
+    # Plain operators only: the fused ones lack float64 or second derivatives.
+    config._experts_implementation = "eager"
     if getattr(config, "quantization_config", None) is not None:
         raise TaskError(
             f"{folder} is a quantised model, whose loss has no derivatives in its stored integers; "
@@ -237,7 +243,7 @@ def _adapted(auto: Any, folder: Path, base: object, options: dict[str, Any]) -> 
     missing = [n for n in report["missing_keys"] if not any(_same(n, name) for name in trained)]
     if missing:
         raise TaskError(
-            f"the base model {found} lacks {len(missing)} weights that a {auto.__name__} has "
+            f"the base model {found} lacks {len(missing)} of the weights of a {auto.__name__} "
             f"({', '.join(sorted(missing)[:3])}), and the adapters do not bring them"
         )
     return HuggingFaceModel(
@@ -284,7 +290,8 @@ def _convert_adapter(model: Any, tensors: dict[str, Tensor]) -> Mapping[str, Ten
     state: Mapping[str, Tensor] = model.state_dict()
     if set(tensors) == set(state):
         return tensors
-    expected = peft.get_peft_model_state_dict(model)
+    with quiet():
+        expected = peft.get_peft_model_state_dict(model)
     absent, foreign = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if absent or foreign:
         parts = [
@@ -302,7 +309,8 @@ def _convert_adapter(model: Any, tensors: dict[str, Tensor]) -> Mapping[str, Ten
                 f"the adapter {name!r} has shape {tuple(tensor.shape)}; expected "
                 f"{tuple(expected[name].shape)} by {_ADAPTER}"
             )
-    peft.set_peft_model_state_dict(model, dict(tensors))
+    with quiet():
+        peft.set_peft_model_state_dict(model, dict(tensors))
     complete: Mapping[str, Tensor] = model.state_dict()
     return complete
 
