@@ -7,6 +7,7 @@ import dataclasses
 from torch import nn
 
 from landscape.checkpoint import Checkpoint, load_into
+from landscape.errors import CheckpointError, LandscapeError
 from landscape.task import Task
 
 __all__ = ["load_weights"]
@@ -25,6 +26,14 @@ def load_weights(task: Task, model: nn.Module, checkpoint: Checkpoint) -> None:
         NotFiniteError: a NaN or infinite weight.
     """
     if task.convert_weights is not None:
-        tensors = dict(task.convert_weights(model, checkpoint.tensors))
+        try:
+            tensors = dict(task.convert_weights(model, dict(checkpoint.tensors)))
+        except LandscapeError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"the weights of {checkpoint.path!r} cannot be put under the model's names "
+                f"({type(error).__name__}: {error}). Check that they are of this architecture"
+            ) from error
         checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
     load_into(model, checkpoint)

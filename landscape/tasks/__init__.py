@@ -94,5 +94,30 @@ ADAPTERS: dict[str, BuiltinTask] = {
             trainable=False,
             needs_checkpoint=True,
         ),
+        BuiltinTask(
+            "hf-image-classifier",
+            "landscape.tasks.hf_image_classifier",
+            "Hugging Face classifier of images",
+            trainable=False,
+            needs_checkpoint=True,
+        ),
+        BuiltinTask(
+            "timm",
+            "landscape.tasks.timm_classifier",
+            "timm classifier of images",
+            trainable=False,
+            needs_checkpoint=True,
+        ),
+        BuiltinTask(
+            "torchvision",
+            "landscape.tasks.torchvision_classifier",
+            "torchvision classifier of images",
+            trainable=False,
+        ),
+        BuiltinTask(
+            "sklearn-tabular",
+            "landscape.tasks.sklearn_tabular",
+            "multilayer perceptron on a table (CSV)",
+        ),
     )
 }

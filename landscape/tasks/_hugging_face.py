@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from landscape.errors import CheckpointError, LandscapeError, TaskError, UsageError
+from landscape.tasks._common import initialise_by
 from landscape.tasks._extras import optional
 from landscape.tasks._files import existing, read_json
 
@@ -174,18 +175,11 @@ def _plain(auto: Any, folder: Path, options: dict[str, Any]) -> HuggingFaceModel
     config = _read_config(folder, options)
 
     def build() -> nn.Module:
-        made: nn.Module = auto.from_config(
-            config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
-        )
+        with quiet():
+            made: nn.Module = auto.from_config(
+                config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
+            )
         return made.eval()
-
-    def initialise(model: nn.Module, generator: Generator) -> None:
-        with torch.random.fork_rng(devices=[]), quiet():
-            torch.default_generator.manual_seed(generator.initial_seed())
-            fresh = dict(build().named_parameters())
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(fresh[name])
 
     return HuggingFaceModel(
         model=build(),
@@ -193,7 +187,7 @@ def _plain(auto: Any, folder: Path, options: dict[str, Any]) -> HuggingFaceModel
         folders=(folder,),
         files=(folder / _CONFIG,),
         convert=_convert,
-        initialise=initialise,
+        initialise=initialise_by(build),
     )
 
 

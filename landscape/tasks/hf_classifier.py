@@ -65,9 +65,9 @@ def build(
     if path.suffix not in TABLES:
         raise UsageError(f"setting data={str(data)!r}: expected one of {', '.join(TABLES)}")
     table = read_table(path, [text, label, *([] if pair is None else [pair])], EXTRA)
-    options = (
-        {} if num_labels is None else {"num_labels": check_integer("num_labels", num_labels, 1)}
-    )
+    options = {}
+    if num_labels is not None:
+        options["num_labels"] = check_integer("num_labels", num_labels, 1)
     folder = model_folder(model, checkpoint)
     found = load_model("AutoModelForSequenceClassification", folder, base=base, **options)
     classes = int(found.config.num_labels)
