@@ -78,12 +78,12 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
 
 
 def read_images(
-    images: object, class_names: object = None, known: Mapping[str, int] | None = None
+    data: object, class_names: object = None, known: Mapping[str, int] | None = None
 ) -> Labelled:
-    """Labelled images from what ``--set images=`` names.
+    """Labelled images from what ``--set data=`` names.
 
     Args:
-        images: a folder with one folder of images for every class, or an ``.npz`` or
+        data: a folder with one folder of images for every class, or an ``.npz`` or
             ``.safetensors`` file with ``images`` and ``labels``. Images of uint8, (N, H, W) or
             (N, H, W, C), are transformed like files; of floating point, (N, C, H, W), they are the
             network's inputs as they are.
@@ -94,10 +94,10 @@ def read_images(
     Raises:
         UsageError: a missing or empty folder, an unknown class, or arrays of another kind.
     """
-    if isinstance(images, str | os.PathLike) and Path(images).expanduser().is_file():
-        return _from_arrays(existing("images", images))
+    if isinstance(data, str | os.PathLike) and Path(data).expanduser().is_file():
+        return _from_arrays(existing("data", data))
     what = "a folder of classes, or .npz with images and labels"
-    return _from_folder(existing("images", images, folder=True, what=what), class_names, known)
+    return _from_folder(existing("data", data, folder=True, what=what), class_names, known)
 
 
 def _from_folder(folder: Path, class_names: object, known: Mapping[str, int] | None) -> Labelled:

@@ -27,7 +27,7 @@ _PROCESSOR = "preprocessor_config.json"
 
 def build(
     *,
-    images: str | None = None,
+    data: str | None = None,
     class_names: str | None = None,
     num_labels: int | None = None,
     model: str | None = None,
@@ -39,7 +39,7 @@ def build(
     Images become inputs as the model's own ``preprocessor_config.json`` says.
 
     Args:
-        images: a folder with one folder for every class, or arrays
+        data: a folder with one folder for every class, or arrays
             (:func:`landscape.tasks._images.read_images`).
         class_names: a text file with the classes' folder names in the order of the outputs; the
             configuration's names unless given, where the folders have them.
@@ -58,7 +58,7 @@ def build(
         options["num_labels"] = check_integer("num_labels", num_labels, 1)
     found = load_model("AutoModelForImageClassification", folder, base=base, **options)
     names = {str(k): int(v) for k, v in (found.config.label2id or {}).items()}
-    labelled = read_images(images, class_names, names)
+    labelled = read_images(data, class_names, names)
     check_labels(labelled, int(found.config.num_labels))
     channels = int(getattr(found.config, "num_channels", 3))
     transform, files = _processor(found) if labelled.inputs is None else (None, ())

@@ -23,7 +23,7 @@ _EXTRA = "vision"
 
 def build(
     *,
-    images: str | None = None,
+    data: str | None = None,
     model: str | None = None,
     classes: int | None = None,
     class_names: str | None = None,
@@ -38,7 +38,7 @@ def build(
     evaluation. The model is in eval mode: statistics of batch normalisation stay as they are.
 
     Args:
-        images: a folder with one folder for every class, or arrays
+        data: a folder with one folder for every class, or arrays
             (:func:`landscape.tasks._images.read_images`).
         model: the architecture's name (resnet18), or a folder with timm's config.json; the
             checkpoint's own folder unless given.
@@ -55,7 +55,7 @@ def build(
         TaskError: the model cannot be built.
     """
     timm = optional("timm", _EXTRA)
-    labelled = read_images(images, class_names)
+    labelled = read_images(data, class_names)
     name, config, files = _architecture(timm, model, checkpoint)
     channels = check_integer("channels", channels, 1)
     count = config.get("num_classes") if classes is None else check_integer("classes", classes, 1)

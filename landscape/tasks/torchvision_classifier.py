@@ -19,7 +19,7 @@ _EXTRA = "vision"
 
 def build(
     *,
-    images: str | None = None,
+    data: str | None = None,
     model: str | None = None,
     classes: int | None = None,
     class_names: str | None = None,
@@ -32,7 +32,7 @@ def build(
     architecture need it. The model is in eval mode: statistics of batch normalisation stay.
 
     Args:
-        images: a folder with one folder for every class, or arrays
+        data: a folder with one folder for every class, or arrays
             (:func:`landscape.tasks._images.read_images`).
         model: the architecture's name, such as resnet18.
         classes: number of outputs; as the data have unless given.
@@ -46,7 +46,7 @@ def build(
         TaskError: the model cannot be built.
     """
     models = optional("torchvision.models", _EXTRA)
-    labelled = read_images(images, class_names)
+    labelled = read_images(data, class_names)
     known = models.list_models(module=models)
     if not isinstance(model, str) or model not in known:
         import difflib

@@ -104,7 +104,7 @@ def test_timm_prepares_images_as_the_model_says(vit: Path, folder: Path, arrays:
     assert config["mean"] == (0.5, 0.5, 0.5)  # Its own, not ImageNet's.
     settings = {"model": "vit_tiny_patch16_224", "size": 16, "options": VIT}
     for images in (folder, arrays):
-        risk = risk_of("timm", vit, torch.float32, images=images, **settings)
+        risk = risk_of("timm", vit, torch.float32, data=images, **settings)
         assert risk.loss() == pytest.approx(expected, rel=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_torchvision_prepares_images_as_its_weights_need(
     expected = expected_loss(model, preset(crop_size=16, resize_size=16))
     settings = {"model": "mobilenet_v2", "size": 16, "options": MOBILE}
     for images in (folder, arrays):
-        risk = risk_of("torchvision", mobile, torch.float32, images=images, **settings)
+        risk = risk_of("torchvision", mobile, torch.float32, data=images, **settings)
         assert risk.loss() == pytest.approx(expected, rel=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_inputs_of_floating_point_are_taken_as_they_are(vit: Path, tmp_path: Pat
     inputs = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(6) // 2
     np.savez(tmp_path / "inputs.npz", images=inputs.numpy(), labels=labels.numpy())
-    settings = {"images": tmp_path / "inputs.npz", "options": VIT}
+    settings = {"data": tmp_path / "inputs.npz", "options": VIT}
     risk = risk_of("timm", vit, model="vit_tiny_patch16_224", **settings)
     with torch.no_grad():
         expected = functional.cross_entropy(risk.model(inputs.double()), labels)
@@ -154,7 +154,7 @@ def test_spectrum_and_volume_equal_those_of_the_plain_state_dict(
     else:
         checkpoint, name, options = request.getfixturevalue("mobile"), "mobilenet_v2", MOBILE
         build = f"import torchvision; model = torchvision.models.{name}(num_classes=3, **{options})"
-    settings = {"images": str(folder), "model": name, "size": 16, "options": options}
+    settings = {"data": str(folder), "model": name, "size": 16, "options": options}
     risk = risk_of(library, checkpoint, torch.float32, **settings)
     [batch] = risk.data.batches
     torch.save(tuple(batch), tmp_path / "batch.pt")
@@ -222,7 +222,7 @@ class TestVit:
         )
         torch.save({f"net.{k}": v for k, v in model.state_dict().items()}, tmp_path / "plain.pt")
         adapter = [str(tmp_path / "vit" / "model.safetensors"), "--task", "hf-image-classifier"]
-        adapter += ["--set", f"images={folder}"]
+        adapter += ["--set", f"data={folder}"]
         plain = [str(tmp_path / "plain.pt"), *plain_task(tmp_path, build)]
         results = []
         for kind, own in (("adapter", adapter), ("plain", plain)):
@@ -245,22 +245,18 @@ class TestVit:
     def test_without_its_processor(self, model, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "vit" / "preprocessor_config.json").unlink()
         with pytest.raises(UsageError, match="nothing says how images become"):
-            resolve_task(
-                "hf-image-classifier", {"images": str(folder)}, checkpoint=tmp_path / "vit"
-            )
+            resolve_task("hf-image-classifier", {"data": str(folder)}, checkpoint=tmp_path / "vit")
 
     def test_a_class_that_the_model_does_not_have(self, model, folder: Path, tmp_path) -> None:
         (folder / "fox").mkdir()
         Image.fromarray(pixels(1)[0]).save(folder / "fox" / "a.png")
         with pytest.raises(UsageError, match="the network has 3 outputs"):
-            resolve_task(
-                "hf-image-classifier", {"images": str(folder)}, checkpoint=tmp_path / "vit"
-            )
+            resolve_task("hf-image-classifier", {"data": str(folder)}, checkpoint=tmp_path / "vit")
 
 
 def test_names_of_classes_give_their_order(vit: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("eel\nant\ncat\ndog\n")
-    settings = {"images": str(folder), "model": "vit_tiny_patch16_224", "size": 16, "options": VIT}
+    settings = {"data": str(folder), "model": "vit_tiny_patch16_224", "size": 16, "options": VIT}
     task = resolve_task("timm", {**settings, "class_names": str(tmp_path / "names.txt")}).task
     assert task.model.num_classes == 4
     labels = [int(task.data[index][1]) for index in range(6)]
@@ -271,7 +267,7 @@ def test_names_of_classes_give_their_order(vit: Path, folder: Path, tmp_path: Pa
 
 
 def test_only_the_examples_that_are_asked_for_are_opened(vit: Path, folder: Path) -> None:
-    settings = {"images": str(folder), "model": "vit_tiny_patch16_224", "size": 16, "options": VIT}
+    settings = {"data": str(folder), "model": "vit_tiny_patch16_224", "size": 16, "options": VIT}
     data = resolve_task("timm", settings).task.data
     taken = set(materialise(data, examples=2, seed=0).indices.tolist())
     for index, path in enumerate(sorted(folder.rglob("*.png"))):
@@ -290,19 +286,19 @@ def test_a_folder_of_timm_names_the_architecture(folder: Path, tmp_path: Path) -
         "pretrained_cfg": {"input_size": [3, 16, 16], "mean": [0.1] * 3, "std": [0.2] * 3},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    resolved = resolve_task("timm", {"images": str(folder)}, checkpoint=tmp_path / "model.pt")
+    resolved = resolve_task("timm", {"data": str(folder)}, checkpoint=tmp_path / "model.pt")
     image, _ = resolved.task.data[0]
     assert image.shape == (3, 16, 16)
     assert -0.5 <= float(image.min()) < float(image.max()) <= 4.5 + 1e-6
     (tmp_path / "config.json").write_text(json.dumps({**config, "architecture": "hf-hub:a/b"}))
     with pytest.raises(UsageError, match="'hf-hub:a/b', which timm does not have"):
-        resolve_task("timm", {"images": str(folder)}, checkpoint=tmp_path / "model.pt")
+        resolve_task("timm", {"data": str(folder)}, checkpoint=tmp_path / "model.pt")
 
 
 def test_grey_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "grey.npz", images=pixels()[..., 0], labels=np.arange(6) // 2)
     settings = {"model": "vit_tiny_patch16_224", "channels": 1, "size": 16, "options": VIT}
-    data = resolve_task("timm", {"images": str(tmp_path / "grey.npz"), **settings}).task.data
+    data = resolve_task("timm", {"data": str(tmp_path / "grey.npz"), **settings}).task.data
     assert data[0][0].shape == (1, 16, 16)
 
 
@@ -310,7 +306,7 @@ def test_grey_images(tmp_path: Path) -> None:
 def test_initial_weights_are_the_librarys(library: str, folder: Path, request) -> None:
     checkpoint = request.getfixturevalue("vit" if library == "timm" else "mobile")
     name, options = ("vit_tiny_patch16_224", VIT) if library == "timm" else ("mobilenet_v2", MOBILE)
-    settings = {"images": folder, "model": name, "size": 16, "options": options}
+    settings = {"data": folder, "model": name, "size": 16, "options": options}
     risk = risk_of(library, checkpoint, **settings)
     moments = initial_moments(risk.task, risk.space, seed=0, draws=4)
     spread = dict(zip(risk.space.names, moments.spread, strict=True))
@@ -322,17 +318,17 @@ class TestWrongUse:
     @pytest.mark.parametrize(
         ("library", "settings", "message"),
         [
-            ("timm", {}, "--set images=PATH is missing"),
-            ("timm", {"images": "absent"}, "no such folder"),
-            ("timm", {"images": "FOLDER"}, "--set model=NAME is missing"),
-            ("timm", {"images": "FOLDER", "model": "resnett18"}, "Did you mean"),
-            ("timm", {"images": "FOLDER", "model": "hf-hub:timm/resnet18"}, "neither an archi"),
-            ("timm", {"images": "FOLDER", "model": "resnet18", "classes": 2}, "has 2 outputs"),
-            ("timm", {"images": "FOLDER", "model": "resnet18", "options": 3}, "expected a table"),
-            ("timm", {"images": "FOLDER", "model": "resnet18", "size": 0}, "at least 1"),
-            ("torchvision", {"images": "FOLDER"}, "expected a classifier of torchvision"),
-            ("torchvision", {"images": "FOLDER", "model": "resnet1"}, "Did you mean"),
-            ("torchvision", {"images": "FOLDER", "model": "resnet18", "classes": 1}, "1 outputs"),
+            ("timm", {}, "--set data=PATH is missing"),
+            ("timm", {"data": "absent"}, "no such folder"),
+            ("timm", {"data": "FOLDER"}, "--set model=NAME is missing"),
+            ("timm", {"data": "FOLDER", "model": "resnett18"}, "Did you mean"),
+            ("timm", {"data": "FOLDER", "model": "hf-hub:timm/resnet18"}, "neither an archi"),
+            ("timm", {"data": "FOLDER", "model": "resnet18", "classes": 2}, "has 2 outputs"),
+            ("timm", {"data": "FOLDER", "model": "resnet18", "options": 3}, "expected a table"),
+            ("timm", {"data": "FOLDER", "model": "resnet18", "size": 0}, "at least 1"),
+            ("torchvision", {"data": "FOLDER"}, "expected a classifier of torchvision"),
+            ("torchvision", {"data": "FOLDER", "model": "resnet1"}, "Did you mean"),
+            ("torchvision", {"data": "FOLDER", "model": "resnet18", "classes": 1}, "1 outputs"),
         ],
     )
     def test_settings(self, library: str, settings, message: str, folder: Path) -> None:
@@ -342,13 +338,13 @@ class TestWrongUse:
 
     def test_options_that_the_model_does_not_take(self, folder: Path) -> None:
         for library in ("timm", "torchvision"):
-            settings = {"images": str(folder), "model": "resnet18", "options": {"colour": 1}}
+            settings = {"data": str(folder), "model": "resnet18", "options": {"colour": 1}}
             with pytest.raises(TaskError, match="cannot build 'resnet18'"):
                 resolve_task(library, settings)
 
     def test_empty_folders(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
-        settings = {"images": str(tmp_path / "empty"), "model": "resnet18"}
+        settings = {"data": str(tmp_path / "empty"), "model": "resnet18"}
         with pytest.raises(UsageError, match="has no folders"):
             resolve_task("timm", settings)
         (tmp_path / "empty" / "cat").mkdir()
@@ -371,7 +367,7 @@ class TestWrongUse:
     def test_arrays(self, tmp_path: Path, stored, message: str) -> None:
         np.savez(tmp_path / "a.npz", allow_pickle=True, **stored)
         with pytest.raises(UsageError, match=message):
-            resolve_task("timm", {"images": str(tmp_path / "a.npz"), "model": "resnet18"})
+            resolve_task("timm", {"data": str(tmp_path / "a.npz"), "model": "resnet18"})
 
     @pytest.mark.parametrize("library", ["timm", "torchvision"])
     def test_an_absent_library(self, library: str, folder: Path, monkeypatch) -> None:
@@ -379,9 +375,9 @@ class TestWrongUse:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(UsageError, match=r"pip install 'landscape-geometry\[vision\]'"):
-            resolve_task(library, {"images": str(folder), "model": "resnet18"})
+            resolve_task(library, {"data": str(folder), "model": "resnet18"})
 
     def test_weights_of_another_architecture(self, vit: Path, folder: Path) -> None:
-        settings = {"images": folder, "model": "mobilenet_v2", "size": 16, "options": MOBILE}
+        settings = {"data": folder, "model": "mobilenet_v2", "size": 16, "options": MOBILE}
         with pytest.raises(CheckpointError, match="does not fit the model"):
             risk_of("torchvision", vit, **settings)
