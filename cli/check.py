@@ -44,7 +44,7 @@ def check(
     paths = expand_checkpoints([checkpoint])
     if len(paths) != 1:
         raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; check takes one")
-    resolved, data = prepare_task(common, settings)
+    resolved, data = prepare_task(common, settings, paths)
     REPORT.checkpoint = str(paths[0])
     stored = read_checkpoint(
         paths[0], weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle

@@ -111,8 +111,9 @@ class PriorJob(Job[PriorRun, Found]):
     def show_plans(self, patterns: Sequence[str], common: Common) -> None:
         """Show the prior of every tensor and what would be done; measure nothing."""
         settings = settings_from(common)
-        resolved, data = prepare_task(common, settings)
-        for path in expand_checkpoints(patterns):
+        paths = expand_checkpoints(patterns)
+        resolved, data = prepare_task(common, settings, paths)
+        for path in paths:
             checkpoint = read_checkpoint(
                 path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
             )
@@ -155,9 +156,11 @@ def settings_from(common: Common) -> Settings:
     )
 
 
-def prepare_task(common: Common, settings: Settings) -> tuple[ResolvedTask, DataSet]:
-    """Resolve the task, say which code ran, and read its data."""
-    resolved = resolve_task(common.task, parse_settings(common.set_ or []))
+def prepare_task(
+    common: Common, settings: Settings, paths: Sequence[Path]
+) -> tuple[ResolvedTask, DataSet]:
+    """Resolve the task for these checkpoints, say which code ran, and read its data."""
+    resolved = resolve_task(common.task, parse_settings(common.set_ or []), checkpoint=paths[0])
     REPORT.say(
         f"task {printable(resolved.name)}: {printable(resolved.path)} "
         f"(sha256 {resolved.sha256[:12]})"
@@ -177,7 +180,7 @@ def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, A
         paths = expand_checkpoints(patterns)
     ranks.shared(lambda: require_writable(common.out))
     with ranks.unanimous():
-        resolved, data = prepare_task(common, settings)
+        resolved, data = prepare_task(common, settings, paths)
     files: list[Path] = []
     failures: list[LandscapeError] = []
     unconverged: list[str] = []

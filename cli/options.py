@@ -94,15 +94,19 @@ def _long_name(parameter: Any) -> str:
 
 
 def complete_builtin(incomplete: str) -> list[str]:
-    """Built-in task names that begin so, for the shell's tab completion."""
-    from landscape.tasks import BUILTIN_TASKS
+    """Names of tasks that can be trained and begin so, for the shell's tab completion."""
+    from landscape.tasks import ADAPTERS, BUILTIN_TASKS
 
-    return [name for name in BUILTIN_TASKS if name.startswith(incomplete)]
+    entries = (BUILTIN_TASKS | ADAPTERS).values()
+    return [e.name for e in entries if e.trainable and e.name.startswith(incomplete)]
 
 
 def _complete_task(incomplete: str) -> list[str]:
+    from landscape.tasks import ADAPTERS, BUILTIN_TASKS
+
     files = [str(p) for p in Path(".").glob("*.py")]
-    return complete_builtin(incomplete) + [name for name in files if name.startswith(incomplete)]
+    names = [*BUILTIN_TASKS, *ADAPTERS, *files]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 CheckpointsArgument = Annotated[

@@ -44,7 +44,7 @@ LAYERS = [
     {"distributed_checkpoint", "inert"},
     {"task", "data", "checkpoint", "params", "training_files"},
     {"summary", "origin", "conversion", "skeleton"},
-    {"initialisation"},
+    {"initialisation", "loading"},
     {"risk", "training"},
     {"products"},
     {"gram", "jacobian_products", "recording"},
