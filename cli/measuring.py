@@ -139,12 +139,11 @@ def settings_from(common: Common) -> Settings:
     """The library's settings that the command line stands for."""
     if common.graph_memory is not None and not 0 <= common.graph_memory < math.inf:
         raise UsageError(f"--graph-memory {common.graph_memory}: expected a number of GB, or 0")
-    if not -(2**63) <= common.seed < 2**63:
-        raise UsageError(f"--seed {common.seed}: expected a whole number of at most 64 bits")
     return Settings(
         loss=common.loss,  # type: ignore[arg-type]  # checked by Settings
         params=tuple(common.params or ()),
         examples=common.examples,
+        data_seed=common.data_seed,
         batch_size=common.batch_size,
         device=common.device,
         dtype=common.dtype,
@@ -165,7 +164,11 @@ def prepare_task(
         f"task {printable(resolved.name)}: {printable(resolved.path)} "
         f"(sha256 {resolved.sha256[:12]})"
     )
-    return resolved, materialise(resolved.task.data, examples=settings.examples, seed=settings.seed)
+    wanted = settings.examples
+    data = materialise(resolved.task.data, examples=wanted, seed=settings.data_seed)
+    if wanted is not None and wanted > data.n_examples:
+        REPORT.say(f"--examples {wanted}: there are {data.n_examples}, and all are taken")
+    return resolved, data
 
 
 def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, Any]) -> list[Path]:

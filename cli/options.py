@@ -182,9 +182,17 @@ class Common:
     examples: Annotated[
         int | None,
         typer.Option(
-            metavar="N", rich_help_panel=_DATA, help="A seeded random subset of N examples."
+            metavar="N", rich_help_panel=_DATA, help="A random subset of N examples (--data-seed)."
         ),
     ] = None
+    data_seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_DATA,
+            help="Seed of that subset, which --seed does not change.",
+        ),
+    ] = 0
     batch_size: Annotated[
         int | None,
         typer.Option(

@@ -83,6 +83,8 @@ class Measurement(ABC):
             "loss": settings.loss,
             "params": list(settings.params),
             "examples": settings.examples,
+            # The data's digest is in the key, too; this is for the reader.
+            **({"data_seed": settings.data_seed} if settings.data_seed else {}),
             "dtype": self._dtype_name,
             "seed": settings.seed,
         }
@@ -259,7 +261,7 @@ def prepared(
         task = ResolvedTask(task=task, name="(in memory)", path="", sha256="", settings={})
     return {
         "resolved": task,
-        "data": materialise(task.task.data, examples=settings.examples, seed=settings.seed),
+        "data": materialise(task.task.data, examples=settings.examples, seed=settings.data_seed),
         "checkpoint": None if checkpoint is None else read_checkpoint(Path(checkpoint)),
         "settings": settings,
     }
