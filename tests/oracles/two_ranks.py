@@ -1,6 +1,7 @@
 """Two processes that save a model as ``torch.distributed.checkpoint`` does: run as a program.
 
-Arguments: rank, meeting file, folder, what to save (``wrapped`` or ``bare``).
+Arguments: rank, meeting file, and the folder for ``bare``, a state dict by itself, and ``wrapped``,
+one beside an optimiser's state.
 """
 
 import sys
@@ -23,7 +24,7 @@ def model():
     return network
 
 
-def main(rank, meeting, folder, what):
+def main(rank, meeting, folder):
     """Take part as one rank."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
@@ -32,11 +33,11 @@ def main(rank, meeting, folder, what):
         # Weights in rows, one bias in rows, the other in every process.
         place = Replicate() if name == "2.bias" else Shard(0)
         state[name] = distribute_tensor(tensor, mesh, [place])
-    value = state
-    if what == "wrapped":
-        moments = {name: torch.ones(tensor.shape) for name, tensor in model().state_dict().items()}
-        value = {"model": state, "optim": {"state": moments, "lr": 0.1}, "step": 40, "epoch": 2}
-    dcp.save(value, checkpoint_id=folder)
+    moments = {name: torch.ones(tensor.shape) for name, tensor in model().state_dict().items()}
+    optimiser = {"state": moments, "lr": 0.1}
+    wrapped = {"model": state, "optim": optimiser, "step": 40, "epoch": 2}
+    dcp.save(state, checkpoint_id=f"{folder}/bare")
+    dcp.save(wrapped, checkpoint_id=f"{folder}/wrapped")
     dist.destroy_process_group()
 
 
