@@ -131,7 +131,7 @@ TaskOption = Annotated[
         autocompletion=_complete_task,
         rich_help_panel=_DATA,
         help="Task: a file (task.py or task.py:builder), a module (package.module:builder) or a "
-        "built-in name (digits-mlp). A task file is code and runs.",
+        "built-in name (digits-mlp, hf-causal-lm). A task file is code and runs.",
     ),
 ]
 SetOption = Annotated[
