@@ -66,7 +66,13 @@ def _root(
     """Measure the geometry of the loss around a trained network."""
 
 
+# What ends a run on a cluster: the scheduler's own signal, and those that users ask it to send.
+_TERMINATING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
 def _terminate(number: int, frame: Any) -> None:
+    for other in _TERMINATING:
+        signal.signal(other, signal.SIG_IGN)  # A second one must not interrupt the saving.
     raise TerminatedError("terminated; finished units are saved and the same command resumes")
 
 
@@ -77,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     goes to stdout, also on a failure.
     """
     arguments = list(argv)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _terminate) for number in _TERMINATING}
     try:
         _begin(arguments)
         code = app(arguments, standalone_mode=False, prog_name="landscape")
@@ -109,7 +115,8 @@ def run(argv: Sequence[str]) -> int:
             1,
         )
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         REPORT.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from landscape.errors import (
 )
 from landscape.folders import expand_checkpoints
 from landscape.launch import launched
+from landscape.lock import hold
 from landscape.measurement import Measurement
 from landscape.partial import PartialFile
 from landscape.prior_measurement import PriorMeasurement
@@ -253,6 +255,21 @@ def _measure(
             ranks=ranks,
         )
     file = common.out / result_name(str(path), run.command, run.key, job.suffix())
+    with contextlib.ExitStack() as held:
+        # One process at a time writes a result and its saved state.
+        ranks.shared(lambda: held.enter_context(hold(Path(f"{file}.lock"), file.name)))
+        return _measure_held(path, file, common, job, run, ranks)
+
+
+def _measure_held(
+    path: Path,
+    file: Path,
+    common: Common,
+    job: Job[Any, Any],
+    run: Measurement,
+    ranks: Alone,
+) -> tuple[Path, Result]:
+    """Measure what is missing in a result file that nobody else works on."""
     earlier = ranks.shared(lambda: None if common.overwrite else _complete(file, run.key))
     if earlier is not None and job.satisfied(earlier, run):
         earlier = job.as_asked(earlier, run)
