@@ -15,8 +15,8 @@ import argparse
 import io
 import os
 import pickle
-import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -39,7 +39,9 @@ with atheris.instrument_imports(include=["landscape"]):
 
 import torch
 
-WORK = Path(tempfile.mkdtemp(prefix="fuzz_", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+# The fuzzer ends its process without cleaning up, so that the folder of work is its parent's.
+_FOLDER = "LANDSCAPE_FUZZ_FOLDER"
+WORK = Path(os.environ.get(_FOLDER, ""))
 KINDS = 6
 
 
@@ -133,10 +135,16 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="folder of inputs to go on from")
     parser.add_argument("--findings", type=Path, default=Path("fuzz_findings"))
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    corpus = options.corpus or WORK.with_name(WORK.name + "_corpus")
-    prepare(corpus)
     options.findings.mkdir(parents=True, exist_ok=True)
+    if _FOLDER not in os.environ:
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        with tempfile.TemporaryDirectory(prefix="fuzz_", dir=memory) as folder:
+            environment = {**os.environ, _FOLDER: str(Path(folder) / "work")}
+            sys.exit(subprocess.call([sys.executable, *sys.argv], env=environment))
+    torch.set_num_threads(1)
+    WORK.mkdir()
+    corpus = options.corpus or WORK.with_name("corpus")
+    prepare(corpus)
     arguments = [
         sys.argv[0],
         f"-max_total_time={options.seconds}",
@@ -147,10 +155,7 @@ def main() -> None:
         str(corpus),
     ]
     atheris.Setup(arguments, one_input)
-    try:
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(WORK, ignore_errors=True)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ _KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_parameter": _RebuiltParameter,
     "torch._utils._rebuild_parameter_with_state": _RebuiltParameter,
     "torch.Size": tuple,
+    "builtins.set": set,  # Protocol 2 has no opcode for it.
     "collections.OrderedDict": _Dict,
 }
 
