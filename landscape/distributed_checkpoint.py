@@ -41,8 +41,10 @@ _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
 class _Record:
     """An instance of a class that the metadata names: its arguments or its state, no behaviour."""
 
+    values: object = ()  # Where it is made and never given a state.
+
     def __init__(self, *args: object) -> None:
-        self.values: object = args
+        self.values = args
 
     def __setstate__(self, state: object) -> None:
         self.values = state

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,6 +101,8 @@ class _StorageClass:
 class _Rebuilt:
     """A tensor's place in a storage, before its bytes are read."""
 
+    args: tuple[object, ...] = ()
+
     def __init__(self, *args: object) -> None:
         self.args = args
 
@@ -116,6 +119,7 @@ _KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_parameter": _RebuiltParameter,
     "torch._utils._rebuild_parameter_with_state": _RebuiltParameter,
     "torch.Size": tuple,
+    "builtins.set": set,  # Protocol 2 has no opcode for it.
     "collections.OrderedDict": _Dict,
 }
 
@@ -257,7 +261,6 @@ class _Plain:
 
     def _storage(self, key: str) -> Tensor:
         if key not in self._storages:
-            data = bytearray(self._archive.read(f"{self._folder}/data/{key}"))
-            empty = torch.empty(0, dtype=torch.uint8)
-            self._storages[key] = torch.frombuffer(data, dtype=torch.uint8) if data else empty
+            data = self._archive.read(f"{self._folder}/data/{key}")
+            self._storages[key] = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
         return self._storages[key]

@@ -191,6 +191,41 @@ USES = [
         ("--weights-key ema", "absent"),
         at="{ckpt}",
     ),
+    Use(
+        "convert-ending",
+        "convert {ckpt} {tmp}/out.pt",
+        2,
+        ("out.pt", "ends in .safetensors"),
+        at="{ckpt}",
+    ),
+    Use("convert-onto-itself", "convert {ckpt} {ckpt}", 2, ("the checkpoint itself",), at="{ckpt}"),
+    Use(
+        "convert-no-folder",
+        "convert {ckpt} {tmp}/none/out.safetensors",
+        2,
+        ("none/out.safetensors", "cannot be written"),
+        at="{ckpt}",
+    ),
+    Use("convert-missing", "convert {tmp}/none.pt {tmp}/out.safetensors", 2, ("no checkpoint",)),
+    Use(
+        "convert-key",
+        "convert {ckpt} {tmp}/out.safetensors --weights-key ema",
+        3,
+        ("--weights-key ema", "absent"),
+        at="{ckpt}",
+    ),
+    Use("init-task-ending", "init-task {ckpt} -o {tmp}/task.txt", 2, ("ends in .py",), at="{ckpt}"),
+    Use(
+        "init-task-exists", "init-task {ckpt} -o {task}", 2, ("exists", "--overwrite"), at="{ckpt}"
+    ),
+    Use(
+        "init-task-malicious",
+        "init-task {tmp}/bad.pt -o {tmp}/new.py",
+        3,
+        ("mkdir",),
+        files={"bad.pt": malicious},
+        at="{tmp}/bad.pt",
+    ),
     Use("inspect-missing", "inspect {tmp}/none.pt", 2, ("no checkpoint", "none.pt")),
     Use(
         "inspect-malicious",
