@@ -111,7 +111,9 @@ def _complete_task(incomplete: str) -> list[str]:
 
 CheckpointsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="CKPT...", help="Checkpoints, or quoted globs such as 'runs/*.pt'."),
+    typer.Argument(
+        metavar="CKPT...", help="Checkpoints, folders of them, or quoted globs such as 'runs/*.pt'."
+    ),
 ]
 # Of commands that measure nothing; those that do have them in a panel of their help.
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -180,9 +182,17 @@ class Common:
     examples: Annotated[
         int | None,
         typer.Option(
-            metavar="N", rich_help_panel=_DATA, help="A seeded random subset of N examples."
+            metavar="N", rich_help_panel=_DATA, help="A random subset of N examples (--data-seed)."
         ),
     ] = None
+    data_seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_DATA,
+            help="Seed of that subset, which --seed does not change.",
+        ),
+    ] = 0
     batch_size: Annotated[
         int | None,
         typer.Option(

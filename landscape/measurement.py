@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from landscape.checkpoint import Checkpoint, read_checkpoint
 from landscape.data import DataSet, materialise, micro_batches
+from landscape.distributed import ALONE, Alone
 from landscape.gram import factor_width
 from landscape.loading import load_weights
 from landscape.memory import total_memory
@@ -48,6 +49,7 @@ class Measurement(ABC):
         checkpoint: the weights, or None to take the model's own.
         settings: what all measurements share.
         argv: the command line, for the record.
+        ranks: the processes that make this measurement, which all call :meth:`measure`.
 
     Attributes:
         key: SHA-256 of everything that determines the estimates.
@@ -60,11 +62,12 @@ class Measurement(ABC):
     checkpoint: Checkpoint | None
     settings: Settings
     argv: Sequence[str] = ()
+    ranks: Alone = ALONE
     key: str = field(init=False)
 
     def _choose_precision(self, default: str) -> None:
         """Resolve the device and the dtype; the default is float32 where there is no float64."""
-        self._device = resolve_device(self.settings.device)
+        self._device = self.ranks.device(resolve_device(self.settings.device))
         default = "float32" if self._device.type == "mps" else default
         self._dtype_name = self.settings.dtype or default
         self._dtype = resolve_dtype(self._dtype_name, self._device)
@@ -80,6 +83,8 @@ class Measurement(ABC):
             "loss": settings.loss,
             "params": list(settings.params),
             "examples": settings.examples,
+            # The data's digest is in the key, too; this is for the reader.
+            **({"data_seed": settings.data_seed} if settings.data_seed else {}),
             "dtype": self._dtype_name,
             "seed": settings.seed,
         }
@@ -143,8 +148,16 @@ class Measurement(ABC):
         return ParameterSpace(model, self.settings.params)
 
     def risk(self) -> Risk:
-        """Load the weights into the model and return the risk at them; raises as :meth:`load`."""
-        self.load()
+        """Load the weights into the model and return the risk at them; raises as :meth:`load`.
+
+        Several processes share out its examples.
+        """
+        with self.ranks.unanimous():
+            self.load()
+        return self._risk(self.ranks)
+
+    def _risk(self, ranks: Alone) -> Risk:
+        """The risk at the model's weights, its examples shared out over some processes."""
         settings = self.settings
         return Risk(
             self.resolved.task,
@@ -154,6 +167,7 @@ class Measurement(ABC):
             batch_size=settings.batch_size,
             device=self._device,
             dtype=self._dtype,
+            ranks=ranks,
         )
 
     @abstractmethod
@@ -247,7 +261,7 @@ def prepared(
         task = ResolvedTask(task=task, name="(in memory)", path="", sha256="", settings={})
     return {
         "resolved": task,
-        "data": materialise(task.task.data, examples=settings.examples, seed=settings.seed),
+        "data": materialise(task.task.data, examples=settings.examples, seed=settings.data_seed),
         "checkpoint": None if checkpoint is None else read_checkpoint(Path(checkpoint)),
         "settings": settings,
     }

@@ -15,9 +15,9 @@ from landscape.errors import NotFiniteError, UsageError
 from landscape.initialisation import copy_model, initial_moments, selected
 from landscape.loading import load_weights
 from landscape.params import ParameterSpace
-from landscape.pickles import shown
 from landscape.priors import GaussianPrior, UniformPrior
 from landscape.task import Task
+from landscape.text import shown
 
 __all__ = ["resolve_mean", "resolve_prior", "resolve_sigma"]
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import UsageError
-from landscape.paths import expand_paths
+from landscape.folders import expand_checkpoints
+from landscape.resources import Resources, read_resources
 
 __all__ = ["COMMANDS", "OptionSpec", "Run", "Sweep", "read_sweep"]
 
 COMMANDS = ("hessian", "volume", "flat")
-_KEYS = {"checkpoints", "task", "set", "out", "runs"}
+_KEYS = {"checkpoints", "task", "set", "out", "runs", "resources"}
 # The sweep sets these itself, or they make no sense for a unit of work.
 _RESERVED = {"task", "set", "out", "overwrite", "json", "config", "quiet", "debug", "budget"}
 _RESERVED |= {"plot", "dry-run", "shard", "strict", "help"}
@@ -52,6 +53,7 @@ class Sweep:
     settings: tuple[str, ...]
     out: Path
     runs: tuple[Run, ...]
+    resources: Resources
 
 
 def read_sweep(file: Path, known: Mapping[str, Mapping[str, OptionSpec]]) -> Sweep:
@@ -76,14 +78,16 @@ def read_sweep(file: Path, known: Mapping[str, Mapping[str, OptionSpec]]) -> Swe
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise _wrong(file, "checkpoints", repr(patterns), "a list of paths or globs")
     try:
-        found = expand_paths(
-            [os.path.join(folder, os.path.expanduser(pattern)) for pattern in patterns],
-            what="checkpoint",
-            expected="a file or a glob, relative to the sweep file",
+        found = expand_checkpoints(
+            [os.path.join(folder, os.path.expanduser(pattern)) for pattern in patterns]
         )
     except UsageError as error:
         raise UsageError(f"{file}: checkpoints: {error}") from error
     settings = _typed(file, content, "set", dict, "a table of task arguments", {})
+    resources = read_resources(
+        _typed(file, content, "resources", dict, "a table", {}),
+        lambda key, seen, expected: _wrong(file, f"resources: {key}", seen, expected),
+    )
     entries = _typed(file, content, "runs", list, "[[runs]] entries")
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise _wrong(file, "runs", repr(entries), "at least one [[runs]] entry")
@@ -95,6 +99,7 @@ def read_sweep(file: Path, known: Mapping[str, Mapping[str, OptionSpec]]) -> Swe
         settings=tuple(f"{k}={_literal(file, 'set', k, v)}" for k, v in settings.items()),
         out=folder / _typed(file, content, "out", str, "a folder", "results"),
         runs=tuple(dict.fromkeys(runs)),
+        resources=resources,
     )
 
 

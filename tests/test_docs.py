@@ -97,6 +97,10 @@ def execute(command: str) -> int:
     program, *arguments = words(command)
     if program == "landscape":
         return run(arguments)
+    if program == "torchrun":
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        return subprocess.run(launch, env=environment, check=False).returncode
     assert program == "python", f"unexpected command {command!r}"
     # Several pages begin with the same script: it runs once, and later pages get its files.
     if command not in _WRITTEN:
