@@ -115,7 +115,7 @@ def test_spectrum_and_volume_equal_those_of_the_plain_state_dict(tmp_path: Path,
     torch.save(rows, tmp_path / "rows.pt")
     torch.save(model.state_dict(), tmp_path / "plain.pt")
     (tmp_path / "task.py").write_text(TASK_FILE)
-    adapter = [str(folder / "model.safetensors"), "--task", "hf-causal-lm"]
+    adapter = [str(folder), "--task", "hf-causal-lm"]
     adapter += ["--set", f"text={tmp_path / 'tokens.npy'}", "--dtype", "float32"]
     plain = [str(tmp_path / "plain.pt"), "--task", str(tmp_path / "task.py"), "--dtype", "float32"]
     plain += ["--set", f"tokens={tmp_path / 'rows.pt'}", "--set", f"folder={folder}"]
@@ -158,7 +158,7 @@ def test_the_spectrum_of_a_two_layer_llama_is_that_of_its_dense_hessian(
     dense = torch.func.hessian(loss)(risk.space.vector())
     assert float((dense - dense.T).abs().max()) < 1e-13 * float(dense.abs().max())
     expected = torch.linalg.eigvalsh(dense)
-    arguments = [str(llama / "model.safetensors"), "--task", "hf-causal-lm", "--no-density"]
+    arguments = [str(llama), "--task", "hf-causal-lm", "--no-density"]
     arguments += ["--set", f"text={tmp_path / 'tokens.npy'}", "--dtype", "float64"]
     arguments += ["--top", "8", "--bottom", "8", "--method", "lanczos"]
     found = measured(tmp_path, "out", ["hessian", *arguments]).spectra["hessian"].eigenvalues

@@ -221,7 +221,7 @@ class TestVit:
             "model.forward = lambda x: net(pixel_values=x).logits"
         )
         torch.save({f"net.{k}": v for k, v in model.state_dict().items()}, tmp_path / "plain.pt")
-        adapter = [str(tmp_path / "vit" / "model.safetensors"), "--task", "hf-image-classifier"]
+        adapter = [str(tmp_path / "vit"), "--task", "hf-image-classifier"]
         adapter += ["--set", f"data={folder}"]
         plain = [str(tmp_path / "plain.pt"), *plain_task(tmp_path, build)]
         results = []
