@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from landscape.errors import TaskError, UsageError
-from landscape.task import Task
+from landscape.task import Task, default_forward
 from landscape.tasks._common import check_integer, initialise_by
 from landscape.tasks._extras import optional
 from landscape.tasks._files import read_json
-from landscape.tasks._images import check_labels, read_images
+from landscape.tasks._images import check_labels, fitting_images, read_images
 
 __all__ = ["build"]
 
@@ -87,10 +87,12 @@ def build(
         if len(resolved[key]) != channels:
             resolved[key] = (sum(resolved[key]) / len(resolved[key]),) * channels
     transform = timm.data.create_transform(**resolved, is_training=False)
+    examples = labelled.data(transform, channels)
     return Task(
         model=built,
-        data=labelled.data(transform, channels),
+        data=examples,
         criterion="cross_entropy",
+        batch_size=fitting_images(built, default_forward, examples),
         initialise=initialise_by(create),
         files=files,
         convert_weights=_convert,

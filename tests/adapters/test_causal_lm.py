@@ -287,6 +287,20 @@ class TestLayouts:
         assert shapes == {"file": (1, 9), "lines": (3, 3), "paragraphs": (2, 5)}
 
 
+def test_micro_batches_are_as_large_as_memory_allows(llama: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", tokens(3).numpy())
+    small = task_for(llama, text=tmp_path / "tokens.npy")
+    assert small.batch_size == 1024
+    config = transformers.LlamaConfig(**{**ROTARY, "vocab_size": 100_000})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
+    np.save(tmp_path / "tokens.npy", tokens(60).numpy())
+    wide = task_for(tmp_path / "wide", text=tmp_path / "tokens.npy")
+    # Logits twice, of the last layer and of the model: 6e5 numbers each.
+    assert 2**26 // 1_210_000 <= wide.batch_size <= 2**26 // 1_200_000
+    assert Risk(wide, materialise(wide.data), dtype=torch.float32).n_batches == 2
+    assert Risk(wide, materialise(wide.data), batch_size=60, dtype=torch.float32).n_batches == 1
+
+
 class TestWeights:
     """Names in files that the model does not use itself."""
 
