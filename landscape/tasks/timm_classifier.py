@@ -65,6 +65,8 @@ def build(
         raise UsageError(f"setting options={options!r}: expected a table, as in {{img_size=32}}")
     own = {**config.get("model_args", {}), **(options or {})}
     own |= {"pretrained": False, "num_classes": count, "in_chans": channels}
+    # Neither a configuration nor an option makes it read or fetch another file.
+    own |= dict.fromkeys(("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"))
 
     def create() -> nn.Module:
         made: nn.Module = timm.create_model(name, **own)
