@@ -198,7 +198,8 @@ class Common:
         typer.Option(
             metavar="N",
             rich_help_panel=_RUN,
-            help="Largest micro-batch (default 1024 examples); changes results only by rounding.",
+            help="Largest micro-batch (default: the task's, else 1024 examples); changes results "
+            "only by rounding.",
         ),
     ] = None
     device: Annotated[
