@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from landscape.disk_file import DiskFile
 from landscape.errors import LandscapeError, ResultFileError
 from landscape.results import (
     MODULES,
@@ -58,22 +59,25 @@ def atomic_h5(path: Path) -> Iterator[h5py.File]:
     """Write an HDF5 file that appears under its name only when it is complete and on disk.
 
     Raises:
-        ResultFileError: the folder cannot be written.
+        ResultFileError: the folder cannot be written, or the disk or the quota is full.
     """
     # Unique by host and process: two jobs with one key never write into each other's file.
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w", track_order=True) as file:
-            yield file
-        with open(temporary, "rb+") as raw:
-            os.fsync(raw.fileno())
+        with contextlib.closing(DiskFile(temporary)) as disk:
+            try:
+                with h5py.File(disk, "w", track_order=True) as file:
+                    yield file
+            except Exception:
+                disk.check()  # What HDF5 says after it is not the cause.
+                raise
+            disk.finish()
+        disk.check()
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise ResultFileError(
-            f"cannot write {path}: {error.strerror or error}. Choose another folder with --out"
-        ) from error
+        raise ResultFileError.of(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

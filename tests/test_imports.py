@@ -36,7 +36,7 @@ LAYERS = [
     {"distributed"},
     {"led"},
     {"criteria", "paths", "pickles", "tasks"},
-    {"lock", "resources"},
+    {"lock", "resources", "disk_file"},
     {"sweep_file"},
     {"jobs"},
     {"unit_process"},
@@ -176,7 +176,16 @@ def test_krylov_knows_nothing_of_networks():
 
 
 def test_figures_need_no_torch():
-    light = {"errors", "results", "smoothing", "store", "text", "log_density", "agreement"}
+    light = {
+        "errors",
+        "disk_file",
+        "results",
+        "smoothing",
+        "store",
+        "text",
+        "log_density",
+        "agreement",
+    }
     light |= {"series", "series_records", "series_store", "series_plot", "step_axis", "plotting"}
     light |= {"volume_plot", "volume_series", "volume_series_plot", "volume_series_store"}
     light |= {"volume_store", "anneal_plot", "anneal_store", "record_store", "volume", "flat"}
