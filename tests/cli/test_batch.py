@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray
 
+from landscape.lock import hold
 from landscape.store import load
 
 RUNS = "[[runs]]\ncommand = 'hessian'\ntop = 3\ndensity = false\n"
@@ -122,6 +123,126 @@ while pathlib.Path({str(hold)!r}).exists():
     assert states(cli, sweep) == ["complete"]
 
 
+HOLD = """
+import pathlib, time
+FOLDER = pathlib.Path({folder!r})
+(FOLDER / "started").touch()
+while (FOLDER / "hold").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_a_killed_batch_run_leaves_children_that_nobody_doubles(cli, tiny, sweep):
+    sweep.write_text(sweep.read_text().replace("/*", "/*_1.*"))
+    (tiny.folder / "hold").touch()
+    extra = HOLD.format(folder=str(tiny.folder))
+    tiny.write_task("task.py", signature="activation='Tanh'", extra=extra)
+    command = [sys.executable, "-m", "landscape_cli", "batch", "run", str(sweep), "--quiet"]
+    with subprocess.Popen(command) as process:
+        wait_for((tiny.folder / "started").exists)
+        process.kill()
+    try:
+        assert states(cli, sweep) == ["running"]
+        done = cli("batch", "run", sweep)
+        assert done.code == 5
+        assert "is left alone: process" in done.err
+        assert "1 of 1 units are in work elsewhere" in done.err
+    finally:
+        (tiny.folder / "hold").unlink()
+    wait_for(lambda: states(cli, sweep) == ["complete"])
+    (log,) = (tiny.folder / "out").glob("*/log.txt")
+    assert log.read_text().count("--- ") == 1
+    wait_for(lambda: not list((tiny.folder / "out").glob("*/lock")))
+    (code,) = (tiny.folder / "out").glob("*/exit_code")
+    assert code.read_text() == "0\n"
+
+
+def test_two_batch_runs_share_the_units(tiny, sweep):
+    command = [sys.executable, "-m", "landscape_cli", "batch", "run", str(sweep), "--quiet"]
+    both = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert {process.wait(120) for process in both} <= {0, 5}
+    logs = [path.read_text() for path in (tiny.folder / "out").glob("*/log.txt")]
+    assert len(logs) == 2
+    for log in logs:
+        assert log.count("cost  ") == 1
+    assert len(list((tiny.folder / "out").glob("*/*.h5"))) == 2
+
+
+def wait_for(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_result_that_another_process_works_on_is_left_alone(cli, tiny):
+    arguments = ("hessian", tiny.checkpoint, "--task", tiny.task, "--no-density", "--top", 3)
+    arguments = (*arguments, "-o", tiny.folder / "out")
+    assert cli(*arguments).code == 0
+    (file,) = (tiny.folder / "out").glob("*.h5")
+    before = file.read_bytes()
+    with hold(Path(f"{file}.lock"), file.name):
+        done = cli(*arguments, "--overwrite")
+        assert done.code == 2
+        assert len(done.errors) == 1
+        assert f"{file.name} is being worked on by process" in done.err
+        assert "delete the lock" in done.err
+    assert file.read_bytes() == before
+    assert cli(*arguments, "--overwrite").code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_of_schedulers_end_a_command_with_its_state_saved(cli, tiny, number, monkeypatch):
+    extra = """
+import os, signal
+class Stop(torch.nn.Tanh):
+    calls = 0
+    def forward(self, x):
+        Stop.calls += 1
+        if Stop.calls == 30 and "NUMBER" in os.environ:
+            for _ in range(3):  # They come in flocks.
+                os.kill(os.getpid(), int(os.environ["NUMBER"]))
+        return super().forward(x)
+"""
+    task = tiny.write_task("stop.py", extra=extra, model="network(Stop)")
+    command = [
+        *("hessian", str(tiny.checkpoint)),
+        *("--task", str(task), "--method", "lanczos", "--graph-memory", "0", "--top", "3"),
+        *("-o", str(tiny.folder / "out")),
+    ]
+    monkeypatch.setenv("NUMBER", str(int(number)))
+    done = cli(*command)
+    assert done.code == 143, done.err
+    assert "terminated; finished units are saved" in done.err
+    assert [path.suffix for path in (tiny.folder / "out").iterdir()] == [".partial"]
+    monkeypatch.delenv("NUMBER")
+    done = cli(*command)
+    assert done.code == 0, done.err
+    assert "resuming from" in done.err
+
+
+@pytest.mark.parametrize("missing", ["submitit", "sbatch"])
+def test_submission_without_what_it_needs_is_one_message(cli, sweep, monkeypatch, missing):
+    monkeypatch.setenv("PATH", "")
+    if missing == "submitit":
+        monkeypatch.setitem(sys.modules, "submitit", None)
+    done = cli("batch", "submit", sweep)
+    assert done.code == 2
+    assert len(done.errors) == 1
+    assert missing in done.err
+    assert ("landscape-geometry[slurm]" if missing == "submitit" else "batch run") in done.err
+    assert cli("batch", "submit", sweep, "--dry-run").code == 0
+    assert states(cli, sweep) == ["not started"] * 2
+
+
+def test_cancelling_without_slurm_is_one_message(cli, sweep, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    done = cli("batch", "cancel", sweep)
+    assert done.code == 2
+    assert len(done.errors) == 1
+    assert "squeue cannot be asked" in done.err
+
+
 def test_a_series_per_run(cli, tiny, sweep):
     sweep.write_text(sweep.read_text().replace("top = 3", "top = [2, 3]").replace("/*", "/*_1.*"))
     for entry in cli("batch", "status", sweep, "--json").document["results"]:
@@ -136,7 +257,7 @@ def test_a_series_per_run(cli, tiny, sweep):
 
 def test_a_wrong_sweep_file_is_one_message(cli, sweep):
     sweep.write_text(sweep.read_text().replace("top", "tpo"))
-    for action in ("run", "status", "collect"):
+    for action in ("run", "submit", "cancel", "status", "collect"):
         done = cli("batch", action, sweep)
         assert done.code == 2
         assert len(done.errors) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import slurm_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
 checkpoints = ["runs/*"]
 task = "task.py"
@@ -146,7 +149,16 @@ def numbers(path: str) -> dict[str, np.ndarray]:
 def alone(on_cluster, sweep):
     """``batch run`` of the same, meanwhile."""
     reference = sweep.with_name("reference.toml")
-    command = [sys.executable, "-m", "landscape_cli", "batch", "run", str(reference), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "landscape_cli",
+        "batch",
+        "run",
+        str(reference),
+        "-j2",
+        "--quiet",
+    ]
     with subprocess.Popen(command) as process:
         yield process
         process.terminate()
@@ -230,6 +242,18 @@ def test_cancel_takes_back_what_waits_and_what_runs(cli, tiny, sweep):
     found = wait(cli, sweep, seconds=60)
     assert {e["status"] for e in found.values()} == {"cancelled"}
     assert "nothing to do" in cli("batch", "cancel", sweep).err
+
+
+@pytest.mark.usefixtures("on_cluster")
+def test_the_commands_of_the_handbook(cli, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "concepts" / "clusters.md").read_text("utf-8")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^\$ landscape (.*)$", page, re.MULTILINE)
+    assert any("cancel" in command for command in commands)
+    for command in commands:
+        done = cli(*command.split())
+        assert done.code == 0, f"{command}\n{done.err}"
 
 
 @pytest.mark.usefixtures("on_cluster")
