@@ -217,9 +217,9 @@ def _axis_of(name: str) -> Callable[[str], str]:
     return (lambda axis: f"module_{axis}") if MODULES in name else (lambda axis: axis)
 
 
-def group_at(file: h5py.File, path: str) -> h5py.Group:
+def group_at(file: h5py.Group, path: str) -> h5py.Group:
     """The group of that path, made where it is missing."""
-    group: h5py.Group = file
+    group = file
     for part in path.split("/"):
         group = group[part] if part in group else group.create_group(part, track_order=True)
     return group
@@ -411,10 +411,10 @@ def load(path: Path | str) -> Any:
         ResultFileError: see :func:`open_untrusted`.
     """
     with open_untrusted(path) as file:
-        if file.attrs.get("kind") == "series":
+        if (kind := file.attrs.get("kind")) in ("series", "sweep"):
             raise ResultFileError(
-                f"{path} is a series of many checkpoints, not one result; read it with "
-                "landscape.load_series"
+                f"{path} is a {kind} of many checkpoints, not one result; read it with "
+                f"landscape.load_{kind}"
             )
         info = read_fields(RunInfo, file, "")
         indices = read_array(file["data"], "indices") if "data" in file else None

@@ -60,6 +60,7 @@ LAYERS = [
     {"store", "record_store", "volume_store", "anneal_store", "flat_store"},
     {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
     {"series_store"},
+    {"sweep_store"},
     {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"},
     {"measurement"},
     {"prior_measurement"},
@@ -84,6 +85,7 @@ OUTER = {
     "series_store",
     "series_plot",
     "step_axis",
+    "sweep_store",
     "volume_plot",
     "volume_runs",
     "volume_series_plot",
@@ -176,16 +178,8 @@ def test_krylov_knows_nothing_of_networks():
 
 
 def test_figures_need_no_torch():
-    light = {
-        "errors",
-        "disk_file",
-        "results",
-        "smoothing",
-        "store",
-        "text",
-        "log_density",
-        "agreement",
-    }
+    light = {"errors", "results", "smoothing", "store", "text", "log_density", "agreement"}
+    light |= {"disk_file", "sweep_store"}
     light |= {"series", "series_records", "series_store", "series_plot", "step_axis", "plotting"}
     light |= {"volume_plot", "volume_series", "volume_series_plot", "volume_series_store"}
     light |= {"volume_store", "anneal_plot", "anneal_store", "record_store", "volume", "flat"}

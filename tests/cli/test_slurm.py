@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import slurm_cluster
 
+import landscape
+
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +137,10 @@ def wait(cli, sweep, *, seconds=200, watch=lambda found: None) -> dict[str, dict
         time.sleep(1)
 
 
+def _name(row) -> str:
+    return f"{row.command}.{Path(row.checkpoint).stem}"
+
+
 def numbers(path: str) -> dict[str, np.ndarray]:
     """All arrays of a result."""
     arrays = {}
@@ -208,8 +214,18 @@ def test_a_sweep_of_24_units_with_five_faults(cli, tiny, sweep, alone):
     assert {e["status"] for e in found.values()} == {"complete"}
     assert "nothing to submit" in cli("batch", "submit", sweep).err
 
+    assert cli("batch", "collect", sweep, "-o", tiny.folder / "sweep.h5").code == 0
+    table = landscape.load_sweep(tiny.folder / "sweep.h5").table
+    assert len({(row.checkpoint, row.command) for row in table}) == len(table) == 24
+    assert all(row.complete and row.source == found[_name(row)]["file"] for row in table)
+
     assert alone.wait(200) == 0
-    for name, entry in statuses(cli, tiny.folder / "reference.toml").items():
+    reference = tiny.folder / "reference.toml"
+    assert cli("batch", "collect", reference, "-o", tiny.folder / "reference.h5").code == 0
+    expected = {_name(row): row for row in landscape.load_sweep(tiny.folder / "reference.h5").table}
+    for row in table:
+        assert (row.value, row.loss) == (expected[_name(row)].value, expected[_name(row)].loss)
+    for name, entry in statuses(cli, reference).items():
         ours, theirs = numbers(found[name]["file"]), numbers(entry["file"])
         assert ours.keys() == theirs.keys()
         for array, values in ours.items():
