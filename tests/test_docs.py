@@ -165,6 +165,8 @@ def run_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run every command and Python block of a page in the working directory."""
     namespace: dict[str, object] = {"__name__": "__handbook__"}
     for block in blocks(page):
+        if block.note == "<!-- slurm -->":
+            continue  # tests/cli/test_slurm.py runs these.
         if block.language in ("console", "bash"):
             for command, expected in block.commands():
                 if any(pattern.fullmatch(command) for pattern in NOT_RUN):
