@@ -59,7 +59,9 @@ def test_examples_in_the_help_parse(cli):
     for name in COMMANDS:
         out = cli(name, "--help").out
         usage, examples = out.split("Examples")
-        for option in re.findall(r" (--[a-z-]+)", examples):
+        lines = [line for line in examples.split("$ landscape ") if line.split()[:1] == [name]]
+        assert lines
+        for option in re.findall(r" (--[a-z-]+)", " ".join(lines)):
             assert option in usage
 
 
