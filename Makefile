@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/landscape demo demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -27,7 +27,7 @@ import atheris
 with atheris.instrument_imports(include=["landscape"]):
     from landscape.checkpoint import choose_weights, read_checkpoint
     from landscape.contents import read_model_folder
-    from landscape.distributed import read_distributed
+    from landscape.distributed_checkpoint import read_distributed
     from landscape.errors import LandscapeError
     from landscape.folders import weights_file
     from landscape.inert import read_without_code

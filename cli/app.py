@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from landscape import __version__
-from landscape.errors import LandscapeError, TerminatedError
+from landscape.errors import LandscapeError, TerminatedError, UsageError
+from landscape.launch import launched
 from landscape_cli import (
     batch,
     check,
@@ -47,6 +48,9 @@ for _module in (
     _module.register(app)
 
 
+_SEVERAL = ("hessian", "volume")  # Commands that work over several processes.
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"landscape {__version__}")
@@ -62,7 +66,13 @@ def _root(
     """Measure the geometry of the loss around a trained network."""
 
 
+# What ends a run on a cluster: the scheduler's own signal, and those that users ask it to send.
+_TERMINATING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
 def _terminate(number: int, frame: Any) -> None:
+    for other in _TERMINATING:
+        signal.signal(other, signal.SIG_IGN)  # A second one must not interrupt the saving.
     raise TerminatedError("terminated; finished units are saved and the same command resumes")
 
 
@@ -73,9 +83,9 @@ def run(argv: Sequence[str]) -> int:
     goes to stdout, also on a failure.
     """
     arguments = list(argv)
-    REPORT.begin(json="--json" in arguments, command=_command(arguments), argv=arguments)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _terminate) for number in _TERMINATING}
     try:
+        _begin(arguments)
         code = app(arguments, standalone_mode=False, prog_name="landscape")
         if code == 130:  # Typer turns an interrupt into this exit code.
             REPORT.error("interrupted; finished units are saved and the same command resumes", 130)
@@ -105,8 +115,24 @@ def run(argv: Sequence[str]) -> int:
             1,
         )
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         REPORT.close()
+
+
+def _begin(arguments: Sequence[str]) -> None:
+    """Start the report; of several processes of one analysis the first speaks."""
+    command = _command(arguments)
+    REPORT.begin(json="--json" in arguments, command=command, argv=arguments)
+    launch = launched()
+    if launch is None:
+        return
+    REPORT.silent = launch.rank > 0
+    if command not in _SEVERAL and not {"--help", "-h"} & set(arguments):
+        raise UsageError(
+            f"landscape {command} works in one process, but torchrun or srun started "
+            f"{launch.size}; only {' and '.join(_SEVERAL)} share their work out"
+        )
 
 
 def _trace() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from landscape.flat.options import FlatOptions
 from landscape.flat.records import FlatResult
 from landscape.flat_runs import FlatRun
-from landscape.partial import PartialFile
+from landscape.units import MemoryUnits
 from landscape_cli.measuring import PriorJob
 from landscape_cli.render_flat import report_flat
 from landscape_cli.reporting import REPORT
@@ -35,7 +35,7 @@ class FlatJob(PriorJob[FlatRun, FlatResult]):
         """Whether a stored result has the walks and the sweep that are asked for."""
         return result.info.status == "complete" and run.missing(result) == (False, False)
 
-    def extend(self, earlier: FlatResult, run: FlatRun, units: PartialFile) -> None:
+    def extend(self, earlier: FlatResult, run: FlatRun, units: MemoryUnits) -> None:
         """Take over what an earlier run has counted."""
         run.earlier = earlier
         if not units.n_resumed:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from landscape.hessian import HessianOptions, too_wide
-from landscape.partial import PartialFile
 from landscape.results import HessianResult
 from landscape.runs import HessianRun
+from landscape.units import MemoryUnits
 from landscape_cli.measuring import Job
 from landscape_cli.render import Sums, report_result
 from landscape_cli.reporting import REPORT
@@ -50,7 +50,7 @@ class HessianJob(Job[HessianRun, HessianResult]):
         """The result with as many eigenvalues as are asked for: exact ones are all in the file."""
         return _as_asked(result, run)
 
-    def extend(self, earlier: HessianResult, run: HessianRun, units: PartialFile) -> None:
+    def extend(self, earlier: HessianResult, run: HessianRun, units: MemoryUnits) -> None:
         """Let a run add to a complete result without losing anything of it."""
         run.options = _extended(run.options, earlier)
         _reuse_probes(earlier, units)
@@ -97,7 +97,7 @@ def _extended(options: HessianOptions, earlier: HessianResult) -> HessianOptions
     )
 
 
-def _reuse_probes(result: HessianResult, units: PartialFile) -> None:
+def _reuse_probes(result: HessianResult, units: MemoryUnits) -> None:
     """Take the probes of a complete result as finished units."""
     for name, density in result.densities.items():
         d, unit = density.n_deflated, name.replace("/", "|")

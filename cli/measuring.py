@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from landscape.budget import Budget
 from landscape.checkpoint import read_checkpoint
 from landscape.data import DataSet, materialise
+from landscape.distributed import ALONE, Alone, join
 from landscape.errors import (
     LandscapeError,
     NotConvergedError,
@@ -21,6 +23,8 @@ from landscape.errors import (
     UsageError,
 )
 from landscape.folders import expand_checkpoints
+from landscape.launch import launched
+from landscape.lock import hold
 from landscape.measurement import Measurement
 from landscape.partial import PartialFile
 from landscape.prior_measurement import PriorMeasurement
@@ -29,6 +33,7 @@ from landscape.results import Result
 from landscape.settings import Settings
 from landscape.store import load, result_name, save
 from landscape.task import ResolvedTask, parse_settings, resolve_task
+from landscape.units import MemoryUnits
 from landscape.volume.options import PriorOptions
 from landscape_cli.options import Common
 from landscape_cli.progress import progress_bar
@@ -72,7 +77,7 @@ class Job(ABC, Generic[Run, Found]):
         return result
 
     @abstractmethod
-    def extend(self, earlier: Found, run: Run, units: PartialFile) -> None:
+    def extend(self, earlier: Found, run: Run, units: MemoryUnits) -> None:
         """Let a run add to a stored result without losing anything of it."""
 
 
@@ -108,8 +113,9 @@ class PriorJob(Job[PriorRun, Found]):
     def show_plans(self, patterns: Sequence[str], common: Common) -> None:
         """Show the prior of every tensor and what would be done; measure nothing."""
         settings = settings_from(common)
-        resolved, data = prepare_task(common, settings)
-        for path in expand_checkpoints(patterns):
+        paths = expand_checkpoints(patterns)
+        resolved, data = prepare_task(common, settings, paths)
+        for path in paths:
             checkpoint = read_checkpoint(
                 path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
             )
@@ -135,12 +141,11 @@ def settings_from(common: Common) -> Settings:
     """The library's settings that the command line stands for."""
     if common.graph_memory is not None and not 0 <= common.graph_memory < math.inf:
         raise UsageError(f"--graph-memory {common.graph_memory}: expected a number of GB, or 0")
-    if not -(2**63) <= common.seed < 2**63:
-        raise UsageError(f"--seed {common.seed}: expected a whole number of at most 64 bits")
     return Settings(
         loss=common.loss,  # type: ignore[arg-type]  # checked by Settings
         params=tuple(common.params or ()),
         examples=common.examples,
+        data_seed=common.data_seed,
         batch_size=common.batch_size,
         device=common.device,
         dtype=common.dtype,
@@ -152,14 +157,20 @@ def settings_from(common: Common) -> Settings:
     )
 
 
-def prepare_task(common: Common, settings: Settings) -> tuple[ResolvedTask, DataSet]:
-    """Resolve the task, say which code ran, and read its data."""
-    resolved = resolve_task(common.task, parse_settings(common.set_ or []))
+def prepare_task(
+    common: Common, settings: Settings, paths: Sequence[Path]
+) -> tuple[ResolvedTask, DataSet]:
+    """Resolve the task for these checkpoints, say which code ran, and read its data."""
+    resolved = resolve_task(common.task, parse_settings(common.set_ or []), checkpoint=paths[0])
     REPORT.say(
         f"task {printable(resolved.name)}: {printable(resolved.path)} "
         f"(sha256 {resolved.sha256[:12]})"
     )
-    return resolved, materialise(resolved.task.data, examples=settings.examples, seed=settings.seed)
+    wanted = settings.examples
+    data = materialise(resolved.task.data, examples=wanted, seed=settings.data_seed)
+    if wanted is not None and wanted > data.n_examples:
+        REPORT.say(f"--examples {wanted}: there are {data.n_examples}, and all are taken")
+    return resolved, data
 
 
 def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, Any]) -> list[Path]:
@@ -168,16 +179,19 @@ def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, A
     Raises:
         LandscapeError: what went wrong; with several checkpoints the others are measured first.
     """
-    settings = settings_from(common)
-    paths = expand_checkpoints(patterns)
-    require_writable(common.out)
-    resolved, data = prepare_task(common, settings)
+    ranks = join(launched())
+    with ranks.unanimous():
+        settings = settings_from(common)
+        paths = expand_checkpoints(patterns)
+    ranks.shared(lambda: require_writable(common.out))
+    with ranks.unanimous():
+        resolved, data = prepare_task(common, settings, paths)
     files: list[Path] = []
     failures: list[LandscapeError] = []
     unconverged: list[str] = []
     for path in paths:
         try:
-            file, result = _measure(path, common, settings, job, resolved, data)
+            file, result = _measure(path, common, settings, job, resolved, data, ranks)
         except TerminatedError:
             raise
         except LandscapeError as error:
@@ -226,24 +240,49 @@ def _measure(
     job: Job[Any, Any],
     resolved: ResolvedTask,
     data: DataSet,
+    ranks: Alone = ALONE,
 ) -> tuple[Path, Result]:
-    checkpoint = read_checkpoint(
-        path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
-    )
-    run = job.run(
-        resolved=resolved,
-        data=data,
-        checkpoint=checkpoint,
-        settings=settings,
-        argv=("landscape", *REPORT.argv),
-    )
+    with ranks.unanimous():
+        checkpoint = read_checkpoint(
+            path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
+        )
+        run = job.run(
+            resolved=resolved,
+            data=data,
+            checkpoint=checkpoint,
+            settings=settings,
+            argv=("landscape", *REPORT.argv),
+            ranks=ranks,
+        )
     file = common.out / result_name(str(path), run.command, run.key, job.suffix())
-    earlier = None if common.overwrite else _complete(file, run.key)
+    with contextlib.ExitStack() as held:
+        # One process at a time writes a result and its saved state.
+        ranks.shared(lambda: held.enter_context(hold(Path(f"{file}.lock"), file.name)))
+        return _measure_held(path, file, common, job, run, ranks)
+
+
+def _measure_held(
+    path: Path,
+    file: Path,
+    common: Common,
+    job: Job[Any, Any],
+    run: Measurement,
+    ranks: Alone,
+) -> tuple[Path, Result]:
+    """Measure what is missing in a result file that nobody else works on."""
+    earlier = ranks.shared(lambda: None if common.overwrite else _complete(file, run.key))
     if earlier is not None and job.satisfied(earlier, run):
         earlier = job.as_asked(earlier, run)
         REPORT.say(f"{printable(file)} is complete; nothing to do (--overwrite computes it again)")
         job.report(file, earlier, new=False)
         return file, earlier
+    if ranks.rank:
+        elsewhere = MemoryUnits()  # Rank 0 keeps what there is to keep.
+        if earlier is not None:
+            job.extend(earlier, run, elsewhere)
+        result = run.measure(units=elsewhere)
+        ranks.shared(lambda: None)
+        return file, result
     units = PartialFile(file, run.key, interval=common.flush_seconds)
     if common.overwrite:
         units.clear()
@@ -257,13 +296,18 @@ def _measure(
     except BaseException:
         units.flush()
         raise
+    ranks.shared(lambda: _keep(file, result, units))
+    job.report(file, result, new=True)
+    return file, result
+
+
+def _keep(file: Path, result: Result, units: PartialFile) -> None:
+    """Save a result; what is unfinished in it stays beside it."""
     save(file, result)
     if result.info.status == "complete":
         units.remove()
     else:
         units.flush()
-    job.report(file, result, new=True)
-    return file, result
 
 
 def _complete(file: Path, key: str) -> Result | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from landscape.partial import PartialFile
+from landscape.units import MemoryUnits
 from landscape.volume.anneal_job import keep_annealing
 from landscape.volume.options import VolumeOptions
 from landscape.volume.radial_job import keep_rays
@@ -65,7 +65,7 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
                 return False
         return True
 
-    def extend(self, earlier: VolumeResult, run: VolumeRun, units: PartialFile) -> None:
+    def extend(self, earlier: VolumeResult, run: VolumeRun, units: MemoryUnits) -> None:
         """Take the rays and the annealed runs of a complete result as finished work."""
         if earlier.rays is not None:
             keep_rays(earlier.rays, units)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.contents import Contents, read_file, read_model_folder
-from landscape.distributed import read_distributed
+from landscape.distributed_checkpoint import read_distributed
 from landscape.errors import NotFiniteError
 from landscape.folders import DISTRIBUTED, SHARDED, series_in, training_step, weights_file
 from landscape.sniffing import refuse

@@ -15,7 +15,7 @@ from landscape.criteria import Batch, batch_length
 from landscape.errors import LandscapeError, TaskError, UsageError
 from landscape.rng import stream
 
-__all__ = ["DataSet", "map_tensors", "materialise", "micro_batches"]
+__all__ = ["DataSet", "map_tensors", "materialise", "micro_batches", "shard"]
 
 _COLLATE = 1024  # Examples collated at a time from a map-style data set.
 
@@ -217,3 +217,19 @@ def micro_batches(data: DataSet, size: int | None) -> list[Batch]:
         for start in range(0, length, size):
             pieces.append(_select(batch, length, slice(start, start + size)))
     return pieces
+
+
+def shard(data: DataSet, rank: int, size: int) -> DataSet:
+    """The part of one of several processes: contiguous, of equal size up to one example.
+
+    The digest stays that of all the data. A part is empty where there are too few examples.
+    """
+    first, last = (data.n_examples * number // size for number in (rank, rank + 1))
+    taken, offset = [], 0
+    for batch in data.batches:
+        length = batch_length(batch)
+        start, stop = max(first - offset, 0), min(last - offset, length)
+        if start < stop:
+            taken.append(_select(batch, length, slice(start, stop)))
+        offset += length
+    return DataSet(batches=tuple(taken), n_examples=last - first, digest=data.digest)

@@ -19,7 +19,7 @@ from torch import Tensor
 from landscape.krylov import quadrature
 from landscape.operators import LinearOperator
 from landscape.results import Density
-from landscape.rng import normal, stream
+from landscape.rng import stream
 from landscape.smoothing import smooth
 from landscape.sums import standard_error
 
@@ -46,7 +46,7 @@ def probe(
 
     Cost: ``steps`` matrix-vector products.
     """
-    start = normal(operator.n, stream(seed, "probe", index), like=operator.like)
+    start = operator.coordinates.normal(stream(seed, "probe", index), like=operator.like)
     return quadrature(operator, start, steps=steps, deflate=deflate, on_step=on_step)
 
 

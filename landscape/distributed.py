@@ -1,355 +1,336 @@
-"""Folders written by ``torch.distributed.checkpoint``: shards assembled without its unpickler.
+"""One analysis over several processes, by torch.distributed.
 
-``.metadata`` is an ordinary pickle. It is read with every class that it may name replaced by a
-record of values, so that nothing it says can run; any other name is refused. The tensors are
-slices of the shard files, each written by ``torch.save``, and are read with ``weights_only=True``.
+Every process runs the same program. The data are sharded by examples: products, losses and
+gradients are sums over the processes. Krylov bases are sharded by coordinates
+(:mod:`landscape.coordinates`). Rays and chains are led by rank 0, which shares out the points that
+it wants evaluated (:mod:`landscape.led`). Rank 0 alone writes and prints.
+
+What processes decide by must be the same bits everywhere: small sums are taken in the order of the
+ranks, choices that depend on the clock or on files are those of rank 0, and an error of one is an
+error of all.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import math
+import contextlib
+import datetime
+import functools
 import os
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from landscape.contents import Contents, digest
-from landscape.errors import CheckpointError
-from landscape.folders import DISTRIBUTED, inner_file
-from landscape.pickle_scan import scan_pickles
-from landscape.pickles import load_torch
-from landscape.sniffing import AGAIN, reason, refuse, sniff
-from landscape.states import check_stored, check_tensor
-from landscape.text import shown
+from landscape import errors
+from landscape.coordinates import Coordinates, Slice
+from landscape.errors import LandscapeError, RankError, TaskError
+from landscape.launch import Launch
+from landscape.units import Units
 
-__all__ = ["read_distributed"]
+__all__ = ["ALONE", "Alone", "Ranks", "join"]
 
-_MAX_METADATA = 64 << 20
-_MAX_NOTE = 1 << 16
-_MAX_DEPTH = 50
-_NOTES = ("step", "global_step", "epoch")
-_METADATA = "torch.distributed.checkpoint.metadata"
-_FILESYSTEM = "torch.distributed.checkpoint.filesystem"
+Value = TypeVar("Value")
+
+_MEETING = datetime.timedelta(minutes=5)  # The longest that processes wait for each other to start.
+_PATIENCE = datetime.timedelta(hours=12)  # The longest that one may compute by itself.
 
 
-class _Record:
-    """An instance of a class that the metadata names: its arguments or its state, no behaviour."""
+class Alone:
+    """The only process of an analysis: nothing is exchanged.
 
-    values: object = ()  # Where it is made and never given a state.
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+        local_size: number of processes on this node.
+    """
 
-    def __init__(self, *args: object) -> None:
-        self.values = args
+    rank = 0
+    size = 1
+    local_size = 1
 
-    def __setstate__(self, state: object) -> None:
-        self.values = state
+    def sum(self, part: Tensor) -> Tensor:
+        """Sum over the processes of a large tensor; the part may be overwritten."""
+        return part
 
-    def get(self, name: str, position: int) -> Any:
-        """A field by its name, or by its position where the state is a tuple."""
-        if isinstance(self.values, dict):
-            return self.values.get(name)
-        known = isinstance(self.values, tuple) and position < len(self.values)
-        return self.values[position] if known else None  # type: ignore[index]
+    def total(self, part: Tensor) -> Tensor:
+        """Sum over the processes, in their order, of a small tensor."""
+        return part
 
+    def each(self, value: float) -> list[float]:
+        """Every process's number."""
+        return [value]
 
-class _Metadata(_Record): ...
+    def joined(self, part: Tensor, lengths: list[int]) -> Tensor:
+        """The processes' vectors, of these lengths, one after the other."""
+        return part
 
+    def sent(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, in place of others of its shape, dtype and kind of device."""
+        return tensor
 
-class _TensorEntry(_Record): ...
+    def shared(self, make: Callable[[], Value]) -> Value:
+        """What rank 0 makes, in every process; an error of its is an error of all."""
+        return make()
 
+    def decide(self, choose: Callable[[], bool]) -> Callable[[], bool]:
+        """A question that rank 0 answers for all."""
+        return choose
 
-class _BytesEntry(_Record): ...
+    def unanimous(self) -> contextlib.AbstractContextManager[None]:
+        """An error of one process inside the block is raised by all at its end."""
+        return contextlib.nullcontext()
 
+    def coordinates(self, n: int, device: torch.device) -> Coordinates:
+        """Which coordinates of vectors in R^n this process holds."""
+        return Coordinates(n)
 
-class _Chunk(_Record): ...
+    def units(self, units: Units) -> Units:
+        """Units of work that rank 0 keeps for all."""
+        return units
 
-
-class _Properties(_Record): ...
-
-
-class _Index(_Record): ...
-
-
-class _Place(_Record): ...
-
-
-class _Ignored(_Record): ...
-
-
-_STAND_INS: dict[str, type] = {
-    f"{_METADATA}.Metadata": _Metadata,
-    f"{_METADATA}.TensorStorageMetadata": _TensorEntry,
-    f"{_METADATA}.BytesStorageMetadata": _BytesEntry,
-    f"{_METADATA}.ChunkStorageMetadata": _Chunk,
-    f"{_METADATA}.TensorProperties": _Properties,
-    f"{_METADATA}.MetadataIndex": _Index,
-    f"{_METADATA}.StorageMeta": _Ignored,
-    f"{_METADATA}._MEM_FORMAT_ENCODING": _Ignored,
-    f"{_FILESYSTEM}._StorageInfo": _Place,
-    f"{_FILESYSTEM}._StoragePrefix": _Ignored,
-    "torch.Size": tuple,
-    "torch.serialization._get_layout": _Ignored,
-    "collections.OrderedDict": dict,
-} | {
-    f"{module}.{kind}": _Ignored
-    for module in ("pathlib", "pathlib._local")
-    for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
-}
+    def device(self, device: torch.device) -> torch.device:
+        """The device of this process, where a kind of device was asked for."""
+        return device
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
-        if (found := _STAND_INS.get(f"{module}.{name}")) is not None:
-            return found
-        dtype = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
-        if isinstance(dtype, torch.dtype):
-            return dtype
-        raise pickle.UnpicklingError(f"it names {shown([f'{module}.{name}'])}")
+ALONE = Alone()
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Where a chunk's bytes are, and where its elements belong."""
+def _checked(function: Callable[..., Value]) -> Callable[..., Value]:
+    """Turn the failure of an exchange into one message."""
 
-    file: str
-    start: int
-    length: int
-    offsets: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
+    @functools.wraps(function)
+    def exchange(*args: Any) -> Value:
+        try:
+            return function(*args)
+        except RuntimeError as error:
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RankError(
+                "another process of this analysis ended or is out of reach: "
+                f"{text[:160]}. Finished units are saved and the same command resumes; the message "
+                "of the process that failed says why"
+            ) from error
+
+    return exchange
 
 
-@dataclass(frozen=True)
-class _Entry:
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    slices: tuple[_Slice, ...]
+class Ranks(Alone):
+    """One of several processes of an analysis.
+
+    Args:
+        launch: its place among them. The process group is initialised: call :func:`join`.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.rank, self.size = launch.rank, launch.size
+        self.local_size = launch.local_size
+
+    @_checked
+    def sum(self, part: Tensor) -> Tensor:
+        """Sum over the processes of a large tensor; the part may be overwritten."""
+        part = part.contiguous()
+        torch.distributed.all_reduce(part)
+        return part
+
+    @_checked
+    def total(self, part: Tensor) -> Tensor:
+        """Sum over the processes, in their order, of a small tensor."""
+        part = part.contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, part)
+        return functools.reduce(torch.add, parts)
+
+    @_checked
+    def each(self, value: float) -> list[float]:
+        """Every process's number."""
+        mine = torch.tensor([value], dtype=torch.float64)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, mine)
+        return [float(part) for part in parts]
+
+    @_checked
+    def joined(self, part: Tensor, lengths: list[int]) -> Tensor:
+        """The processes' vectors, of these lengths, one after the other."""
+        longest = max(lengths)
+        padded = part.new_zeros(longest)
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([p[:length] for p, length in zip(parts, lengths, strict=True)])
+
+    @_checked
+    def sent(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, in place of others of its shape, dtype and kind of device."""
+        tensor = tensor.contiguous()
+        torch.distributed.broadcast(tensor, src=0)
+        return tensor
+
+    @_checked
+    def _broadcast(self, value: Any) -> Any:
+        held = [value]
+        torch.distributed.broadcast_object_list(held, src=0)
+        return held[0]
+
+    @_checked
+    def _gathered(self, value: Value) -> list[Value]:
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def shared(self, make: Callable[[], Value]) -> Value:
+        """What rank 0 makes, in every process; an error of its is an error of all."""
+        value = error = None
+        if self.rank == 0:
+            try:
+                value = make()
+            except Exception as caught:  # Any: the others wait for an answer.
+                error = caught
+        value, note = self._broadcast((value, None if error is None else _as_note(error)))
+        if error is not None:
+            raise error
+        if note is not None:
+            raise _from_note(note)
+        found: Value = value
+        return found
+
+    def decide(self, choose: Callable[[], bool]) -> Callable[[], bool]:
+        """A question that rank 0 answers for all."""
+        return lambda: bool(self.each(float(choose()) if self.rank == 0 else 0.0)[0])
+
+    @contextlib.contextmanager
+    def unanimous(self) -> Iterator[None]:
+        """An error of one process inside the block is raised by all at its end."""
+        error: Exception | None = None
+        try:
+            yield
+        except errors.TerminatedError:
+            raise  # The others are terminated, too.
+        except Exception as caught:  # Any: the others wait at the end of the block.
+            error = caught
+        if not any(self.each(float(error is not None))):
+            return
+        notes = self._gathered(None if error is None else _as_note(error))
+        if error is not None:
+            raise error
+        rank, note = next((rank, note) for rank, note in enumerate(notes) if note is not None)
+        raise _from_note(note, rank)
+
+    def coordinates(self, n: int, device: torch.device) -> Coordinates:
+        """Which coordinates of vectors in R^n this process holds."""
+        return Slice(n, self, host=device.type == "cpu")
+
+    def units(self, units: Units) -> Units:
+        """Units of work that rank 0 keeps for all."""
+        return _SharedUnits(units, self)
+
+    def device(self, device: torch.device) -> torch.device:
+        """The device of this process, where a kind of device was asked for."""
+        if device.type != "cuda":
+            return device
+        if device.index is None:
+            number = self.launch.local_rank % torch.cuda.device_count()
+            device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+        return device
 
 
-def read_distributed(folder: str) -> Contents:
-    """Read a distributed checkpoint; only the tensors of the chosen state dict are loaded.
+class _SharedUnits:
+    """Units of work in rank 0's keeping, which all processes see."""
+
+    def __init__(self, units: Units, ranks: Ranks) -> None:
+        self._units, self._ranks = units, ranks
+        self.due = ranks.decide(units.due)
+        self._seconds = float(ranks.each(units.seconds)[0])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the analysis so far."""
+        return self._seconds
+
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self._seconds = self._units.seconds = value
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The unit of that name, if stored."""
+        return self._ranks.shared(lambda: self._units.get(name))
+
+    def put(self, name: str, unit: Mapping[str, Any]) -> None:
+        """Store a unit; what the others hold of it is not looked at."""
+        self._ranks.shared(lambda: self._units.put(name, unit))
+
+    def drop(self, name: str) -> None:
+        """Forget a unit."""
+        if self._ranks.rank == 0:
+            self._units.drop(name)
+
+
+_Note = tuple[str, str, int]
+
+
+def _as_note(error: Exception) -> _Note:
+    """An error as others can be told of it: its class, its message, its exit code."""
+    known = isinstance(error, LandscapeError | RuntimeError)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    return type(error).__name__, text, getattr(error, "exit_code", 1)
+
+
+def _from_note(note: _Note, rank: int | None = None) -> Exception:
+    name, text, code = note
+    if name == "RuntimeError":
+        return RuntimeError(text)
+    kind = getattr(errors, name, TaskError)
+    where = "" if rank is None else f"process {rank + 1}: "
+    error: LandscapeError = kind(where + text)
+    error.exit_code = code
+    return error
+
+
+def join(launch: Launch | None) -> Alone:
+    """Take part in the analysis that torchrun or srun started; alone where there is no launch.
+
+    The exchanges go over NCCL between GPUs and over gloo between hosts.
 
     Raises:
-        CheckpointError: foreign classes in the metadata, missing or damaged shards, tensors that
-            their chunks do not cover exactly once.
+        RankError: the processes do not find each other.
     """
-    data, metadata = _read_metadata(folder)
-    places = _places(metadata.get("storage_data", 2), folder)
-    entries = _mapping(metadata.get("state_dict_metadata", 0), folder)
-    paths = metadata.get("planner_data", 1)
-    paths = paths if isinstance(paths, dict) else {}
-    top: dict[Any, Any] = {}
-    kept: list[Tensor] = []
-    waiting: list[tuple[str, _Entry]] = []
-    for name, item in entries.items():
-        if not isinstance(name, str):
-            raise _damaged(folder, f"an entry named {shown([name])}")
-        path = _path(paths.get(name, (name,)), name, folder)
-        if isinstance(item, _TensorEntry):
-            entry = _entry(name, item, places, folder)
-            if path[-1] in _NOTES and entry.shape in ((), (1,)):
-                value: object = _assemble(folder, name, entry)
-            else:
-                value = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-                kept.append(value)
-                waiting.append((name, entry))
-        elif path[-1] in _NOTES:
-            value = _note(folder, places.get((name, None)))
-        else:
-            continue
-        _insert(top, path, value, folder)
-    whole = hashlib.sha256(data)
-    for file in sorted({place.file for place in places.values()}):
-        with open(inner_file(folder, file), "rb") as opened:
-            whole.update(f"{file}\0{digest(opened)}\0".encode())
-
-    def finish(state: Mapping[Any, Any]) -> Mapping[Any, Any]:
-        # The placeholders live in `kept`, so that no other tensor takes their identity.
-        pending = {id(value): where for value, where in zip(kept, waiting, strict=True)}
-        return {
-            key: _assemble(folder, *pending[id(value)]) if id(value) in pending else value
-            for key, value in state.items()
-        }
-
-    return Contents("distributed", top, whole.hexdigest(), finish=finish)
+    if launch is None:
+        return ALONE
+    if not torch.distributed.is_available():
+        raise RankError("this torch was built without torch.distributed; run in one process")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if not torch.distributed.is_initialized():
+        try:
+            torch.distributed.init_process_group(
+                backend,
+                store=_meeting_place(launch),
+                rank=launch.rank,
+                world_size=launch.size,
+                timeout=_PATIENCE,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise RankError(
+                f"process {launch.rank + 1} of {launch.size} did not reach the others at "
+                f"{launch.address}:{launch.port}: {str(error).splitlines()[0][:160]}. Start all of "
+                "them, and set MASTER_ADDR and MASTER_PORT where the host or its port is another"
+            ) from error
+    return Ranks(launch)
 
 
-def _damaged(folder: str, seen: str) -> CheckpointError:
-    return refuse(folder, f"has {seen} in its {DISTRIBUTED}", AGAIN, "a distributed checkpoint")
+def _meeting_place(launch: Launch) -> Any:
+    """Where the processes find each other: torchrun's own store, or one that rank 0 opens."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-
-def _read_metadata(folder: str) -> tuple[bytes, _Record]:
-    with open(inner_file(folder, DISTRIBUTED), "rb") as file:
-        data = file.read(_MAX_METADATA + 1)
-    scan = scan_pickles(data)
-    excess = scan.excess
-    if len(data) > _MAX_METADATA:
-        excess = f"has more than {_MAX_METADATA} bytes"
-    if excess:
-        raise _damaged(folder, f"a pickle that {excess}")
-    try:
-        value = _Unpickler(io.BytesIO(data)).load()
-    except Exception as error:
-        foreign = isinstance(error, pickle.UnpicklingError) and "it names" in str(error)
-        todo = "It may run code: do not use it" if foreign else AGAIN
-        seen = f"has a {DISTRIBUTED} that is refused ({reason(error)})"
-        raise refuse(folder, seen, todo, "classes of torch.distributed.checkpoint alone") from error
-    if not isinstance(value, _Metadata):
-        raise _damaged(folder, f"a {type(value).__name__} instead of metadata")
-    return data, value
-
-
-def _mapping(value: object, folder: str) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise _damaged(folder, f"a {type(value).__name__} where a mapping belongs")
-    return value
-
-
-def _numbers(value: object, folder: str, what: str) -> tuple[int, ...]:
-    good = isinstance(value, tuple | list) and all(
-        type(number) is int and 0 <= number < 1 << 62 for number in value
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        launch.address,
+        launch.port,
+        launch.size,
+        is_master=launch.rank == 0 and not agent,
+        timeout=_MEETING,
+        wait_for_workers=False,
     )
-    if not good:
-        raise _damaged(folder, f"{shown([value])} as {what}")
-    return tuple(value)  # type: ignore[arg-type]
-
-
-def _places(storage: object, folder: str) -> dict[tuple[str, tuple[int, ...] | None], _Slice]:
-    """Where every chunk is; slices must lie within their files and not overlap."""
-    found = {}
-    spans: dict[str, list[tuple[int, int]]] = {}
-    for index, place in _mapping(storage, folder).items():
-        if not (isinstance(index, _Index) and isinstance(place, _Place)):
-            raise _damaged(folder, "entries of other classes")
-        name, offset = index.get("fqn", 0), index.get("offset", 1)
-        offset = None if offset is None else _numbers(offset, folder, "an offset")
-        if place.get("transform_descriptors", 3):
-            seen = f"stores {shown([name])} compressed or encrypted"
-            raise refuse(folder, seen, "Save it without extensions", "plain tensors")
-        start, length = _numbers(
-            (place.get("offset", 1), place.get("length", 2)), folder, "a place in a file"
-        )
-        file = place.get("relative_path", 0)
-        inner_file(folder, file)
-        if not isinstance(name, str) or (name, offset) in found:
-            raise _damaged(folder, f"the place of {shown([name])} twice, or without a name")
-        found[name, offset] = _Slice(file, start, length)
-        spans.setdefault(file, []).append((start, start + length))
-    for file, each in spans.items():
-        size = os.stat(inner_file(folder, file)).st_size
-        ends = 0
-        for start, end in sorted(each):
-            if end > size:
-                seen = f"has {size} bytes of {shown([file])}, and {end} are asked for"
-                raise refuse(folder, seen, AGAIN, "whole shards")
-            if start < ends:
-                raise _damaged(folder, f"overlapping pieces of {shown([file])}")
-            ends = end
-    return found
-
-
-def _entry(
-    name: str,
-    item: _TensorEntry,
-    places: Mapping[tuple[str, tuple[int, ...] | None], _Slice],
-    folder: str,
-) -> _Entry:
-    """The chunks of one tensor, of which the file holds as many bytes as they declare."""
-    properties = item.get("properties", 0)
-    dtype = properties.get("dtype", 0) if isinstance(properties, _Properties) else None
-    shape = _numbers(item.get("size", 1), folder, f"the shape of {shown([name])}")
-    chunks = item.get("chunks", 2)
-    if not isinstance(dtype, torch.dtype) or not isinstance(chunks, list):
-        raise _damaged(folder, f"no type or no pieces of {shown([name])}")
-    slices = []
-    for chunk in chunks:
-        if not isinstance(chunk, _Chunk):
-            raise _damaged(folder, f"a piece of {shown([name])} of another class")
-        offsets = _numbers(chunk.get("offsets", 0), folder, "an offset")
-        sizes = _numbers(chunk.get("sizes", 1), folder, "a size")
-        place = places.get((name, offsets))
-        if place is None:
-            raise refuse(folder, f"lacks a piece of {shown([name])}", AGAIN, "all of them")
-        inside = len(offsets) == len(sizes) == len(shape) and all(
-            start + size <= whole for start, size, whole in zip(offsets, sizes, shape, strict=True)
-        )
-        if not inside or math.prod(sizes) * dtype.itemsize > place.length:
-            raise _damaged(folder, f"a piece of {shown([name])} that does not fit")
-        slices.append(_Slice(place.file, place.start, place.length, offsets, sizes))
-    if sum(math.prod(piece.sizes) for piece in slices) != math.prod(shape):
-        raise _damaged(folder, f"pieces that do not add up to {shown([name])}")
-    if len({piece.offsets for piece in slices if math.prod(piece.sizes)}) < sum(
-        math.prod(piece.sizes) > 0 for piece in slices
-    ):
-        raise _damaged(folder, f"a piece of {shown([name])} twice")
-    return _Entry(shape, dtype, tuple(slices))
-
-
-def _assemble(folder: str, name: str, entry: _Entry) -> Tensor:
-    result = torch.empty(entry.shape, dtype=entry.dtype)
-    covered = torch.zeros(entry.shape if len(entry.slices) > 1 else (), dtype=torch.bool)
-    for piece in entry.slices:
-        value = _load(folder, piece)
-        if not isinstance(value, Tensor):
-            raise refuse(folder, f"holds no tensor for {shown([name])}", AGAIN, "one")
-        check_tensor(name, value, folder)
-        if tuple(value.shape) != piece.sizes or value.dtype != entry.dtype:
-            seen = f"holds {value.dtype} {tuple(value.shape)} for a piece of {shown([name])}"
-            raise refuse(folder, seen, AGAIN, f"{entry.dtype} {piece.sizes}")
-        where = tuple(
-            slice(offset, offset + size)
-            for offset, size in zip(piece.offsets, piece.sizes, strict=True)
-        )
-        result[where] = value
-        if len(entry.slices) > 1:
-            covered[where] = True
-    if len(entry.slices) > 1 and not bool(covered.all()):
-        raise _damaged(folder, f"pieces that do not cover {shown([name])}")
-    return result
-
-
-def _load(folder: str, piece: _Slice) -> object:
-    with open(inner_file(folder, piece.file), "rb") as file:
-        file.seek(piece.start)
-        data = file.read(piece.length)
-    path = os.path.join(folder, piece.file)
-    kind = sniff(data[:4096], len(data), path)
-    if kind == "safetensors":
-        raise refuse(path, "holds safetensors pieces", "Save it without that option", "torch.save")
-    value, stored = load_torch(io.BytesIO(data), path, kind, len(data))
-    if isinstance(value, Tensor):
-        check_stored({"": value}, stored, path)
-    return value
-
-
-def _note(folder: str, place: _Slice | None) -> object:
-    """A small number beside the tensors, or None where it is no plain value."""
-    if place is None or place.length > _MAX_NOTE:
-        return None
-    try:
-        value = _load(folder, place)
-    except CheckpointError:
-        return None
-    return value if isinstance(value, int | float | str | Tensor) else None
-
-
-def _path(path: object, name: str, folder: str) -> tuple[Any, ...]:
-    """The keys that lead to an entry in the dict that was saved."""
-    parts = path if isinstance(path, tuple) else ()
-    if 0 < len(parts) <= _MAX_DEPTH and all(isinstance(part, str | int) for part in parts):
-        return parts
-    raise _damaged(folder, f"no usable path to {shown([name])}")
-
-
-def _insert(top: dict[Any, Any], path: tuple[Any, ...], value: object, folder: str) -> None:
-    for part in path[:-1]:
-        top = top.setdefault(part, {})
-        if not isinstance(top, dict):
-            break
-    if not isinstance(top, dict) or path[-1] in top:
-        raise _damaged(folder, f"contradicting paths ({shown(['.'.join(map(str, path))])})")
-    top[path[-1]] = value
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"landscape/{attempt}", store)

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landscape.errors import UsageError
-from landscape.krylov import FloatArray, Lanczos, deviation
+from landscape.krylov import FloatArray, Lanczos
 from landscape.operators import LinearOperator
-from landscape.reductions import dot, norm
 from landscape.restarts import default_basis_size, is_long, kept, restart_size, wanted_and_next
-from landscape.rng import normal, stream
+from landscape.rng import stream
 
 __all__ = ["RitzPairs", "extreme_eigenpairs"]
 
@@ -104,9 +103,10 @@ def extreme_eigenpairs(
     if wanted == 0:
         return _no_pairs(operator)
     capacity = min(n, default_basis_size(operator, wanted) if max_basis is None else max_basis)
-    capacity = max(capacity, min(n, wanted + 5))
+    x = operator.coordinates
+    capacity = x.least(max(capacity, min(n, wanted + 5)))
     limit = 5000 + 100 * wanted if max_matvecs is None else max_matvecs
-    start = normal(n, stream(seed, "lanczos"), like=operator.like)
+    start = x.normal(stream(seed, "lanczos"), like=operator.like)
     long = max_basis is None and is_long(operator, capacity, tol)
     # Restarts accumulate what a drifting basis leaves: not where they are to be expected.
     drift = _DRIFT if wanted <= _FEW and not long else None
@@ -163,7 +163,9 @@ def _no_pairs(operator: LinearOperator) -> RitzPairs:
         values=np.zeros(0),
         residuals=np.zeros(0),
         converged=np.zeros(0, dtype=np.bool_),
-        vectors=torch.zeros(0, operator.n, dtype=operator.dtype, device=operator.device),
+        vectors=torch.zeros(
+            0, operator.coordinates.length, dtype=operator.dtype, device=operator.device
+        ),
         n_matvecs=0,
         n_restarts=0,
         orthogonality=0.0,
@@ -204,6 +206,7 @@ def _verified(
     With ``spare`` of memory, the vectors take the place of the basis, by a restart that keeps a few
     others to go on with.
     """
+    x = lanczos.operator.coordinates
     estimated, coefficients = lanczos.refined()
     size = lanczos.size
     wanted = wanted_and_next(size, top, bottom)[: top + bottom]
@@ -226,8 +229,8 @@ def _verified(
                 product = product.clone()  # An operator may hand its argument back.
             count["n_matvecs"] += 1
             exact = row.to(product.dtype)
-            values[place] = dot(exact, product) / dot(exact, exact)
-            residuals[place] = norm(product.double().sub_(exact, alpha=values[place]))
+            values[place] = x.dot(exact, product) / x.dot(exact, exact)
+            residuals[place] = x.norm(product.double().sub_(exact, alpha=values[place]))
     order = np.argsort(-values, kind="stable")
     if (np.diff(order) != 1).any():
         vectors = vectors[torch.as_tensor(order, device=vectors.device)]
@@ -238,7 +241,7 @@ def _verified(
         vectors=vectors,
         n_matvecs=count["n_matvecs"],
         n_restarts=count["n_restarts"],
-        orthogonality=deviation(vectors),
+        orthogonality=x.deviation(vectors),
     )
 
 
@@ -272,5 +275,5 @@ def _combined_error(
         product -= (rows @ torch.as_tensor(signs * values).to(vectors)).double()
         if lanczos.beta > 0:
             product.sub_(lanczos.following, alpha=float(signs @ coupling))
-        errors.append(norm(product))
+        errors.append(lanczos.operator.coordinates.norm(product))
     return max(errors)

@@ -6,6 +6,15 @@ without a traceback and exits with ``exit_code``; any other exception is a bug (
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
+_CAUSES = {
+    errno.ENOSPC: "the disk is full. Free some space; the same command resumes",
+    errno.EDQUOT: "your quota is used up. Delete something; the same command resumes",
+    errno.EROFS: "the file system is read-only. Choose another folder with --out",
+}
+
 
 class LandscapeError(Exception):
     """Base class of every foreseen failure; carries the command line's exit code."""
@@ -21,6 +30,17 @@ class UsageError(LandscapeError):
 
 class ResultFileError(UsageError):
     """A result file is corrupt, foreign, of another schema version, or cannot be written."""
+
+    @classmethod
+    def of(cls, error: Exception, path: Path) -> ResultFileError:
+        """That a file cannot be written, by what the system said."""
+        cause = _CAUSES.get(error.errno or 0) if isinstance(error, OSError) else None
+        said = getattr(error, "strerror", None) or error
+        return cls(f"cannot write {path}: {cause or f'{said}. Choose another folder with --out'}")
+
+
+class LockedError(ResultFileError):
+    """Another process works on the same result."""
 
 
 class CheckpointError(LandscapeError):
@@ -57,3 +77,9 @@ class TerminatedError(LandscapeError):
     """The run was terminated (SIGTERM); finished units are saved."""
 
     exit_code = 143
+
+
+class RankError(LandscapeError):
+    """A process of a distributed analysis failed or cannot be reached; finished units are saved."""
+
+    exit_code = 6

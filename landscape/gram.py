@@ -48,8 +48,30 @@ def factor(
     Raises:
         UsageError: the criterion is not convex in the outputs, so that no real factor exists.
 
+    Several processes build the rows of their examples, and all get all of them; nothing is said of
+    rows in between.
+
     Cost: r vector-Jacobian products of one micro-batch each, and r n numbers.
     """
+    if risk.ranks.size > 1:
+        return _joined_factor(risk, batches)
+    return _factor(risk, batches, rows, on_rows)
+
+
+def _joined_factor(risk: Risk, batches: Sequence[int] | None) -> Tensor:
+    mine = torch.zeros(0, risk.n, dtype=torch.float64)
+    with risk.ranks.unanimous():
+        mine = _factor(risk, batches, None, None)
+    lengths = [int(count) * risk.n for count in risk.ranks.each(float(len(mine)))]
+    return risk.ranks.joined(mine.reshape(-1), lengths).reshape(-1, risk.n)
+
+
+def _factor(
+    risk: Risk,
+    batches: Sequence[int] | None,
+    rows: Tensor | None,
+    on_rows: Callable[[Tensor], None] | None,
+) -> Tensor:
     blocks = [] if rows is None else [rows]
     skip = 0 if rows is None else len(rows)
     for index in range(risk.n_batches) if batches is None else batches:

@@ -256,15 +256,15 @@ class _Job:
         spectrum, vectors = self._eigenpairs()
         density = self._density(spectrum, vectors) if self.options.density else None
         if self.options.save_vectors:
-            spectrum = _with_vectors(spectrum, vectors)
+            spectrum = _with_vectors(spectrum, self.operator.coordinates.collected(vectors))
         return spectrum, density, None if density is None else self._moments(density)
 
     def _eigenpairs(self) -> tuple[Spectrum, Tensor]:
         unit, state_unit = f"pairs-{self.unit}", f"lanczos-{self.unit}"
         stored = self.units.get(unit)
         if stored is not None:
-            vectors = stored_tensor(stored["vectors"]).to(self.operator.like)
-            return self._stored_spectrum(stored), vectors
+            vectors = self.operator.coordinates.own(stored_tensor(stored["vectors"]))
+            return self._stored_spectrum(stored), vectors.to(self.operator.like)
 
         def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
             self.progress(f"{self.name}: eigenvalues", done, None)
@@ -291,7 +291,7 @@ class _Job:
         self.units.put(
             unit,
             {name: getattr(spectrum, name) for name in (*arrays, *scalars)}
-            | {"vectors": vectors.cpu().numpy()},
+            | {"vectors": self.operator.coordinates.collected(vectors).numpy()},
         )
         return spectrum, vectors
 

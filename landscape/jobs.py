@@ -1,8 +1,8 @@
 """Work lists: every checkpoint of a sweep with every run, each unit in a folder of its own.
 
-What a unit's folder holds is the truth about it: a result file, saved state, or a failure. Its name
-has a digest of the contents of the checkpoint and the task file and of all options, so that another
-checkpoint or option is another unit.
+What a unit's folder holds is the truth about it: a result file, saved state, or an exit code. Its
+name has a digest of the contents of the checkpoint and the task file and of all options, so that
+another checkpoint or option is another unit.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from landscape.errors import UsageError
+from landscape.lock import Holder, holder_of
 from landscape.sweep_file import Run, Sweep
 
-__all__ = ["State", "Unit", "work_list"]
+__all__ = ["ATTEMPT", "Unit", "work_list"]
 
-State = Literal["complete", "partial", "failed", "not started"]
-
-# Interrupted and terminated, as the command line and as the system report it.
-_STOPPED = {130, 143, -2, -15}
+ATTEMPT = "--- "  # A line of the log that begins so begins an attempt.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +61,29 @@ class Unit:
             return None
 
     @property
-    def state(self) -> State:
-        """How far the unit is, as its folder tells."""
-        if self.result is not None:
-            return "complete"
-        code = self.exit_code
-        if code is not None and code not in _STOPPED:
-            return "failed"
-        return "partial" if any(self.folder.glob("*.h5.partial")) else "not started"
+    def lock(self) -> Path:
+        """Held while the command runs."""
+        return self.folder / "lock"
+
+    @property
+    def holder(self) -> Holder | None:
+        """The process that runs the command now."""
+        return holder_of(self.lock)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether there is saved state."""
+        return any(self.folder.glob("*.h5.partial"))
 
     def last_lines(self, count: int) -> list[str]:
-        """The last lines of the log that are not blank."""
+        """The last lines of the log's last attempt that are not blank."""
         try:
             text = self.log.read_text("utf-8", errors="replace")
         except OSError:
             return []
-        return [line for line in text.splitlines() if line.strip()][-count:]
+        lines = [line for line in text.splitlines() if line.strip()]
+        begin = max((i for i, line in enumerate(lines) if line.startswith(ATTEMPT)), default=-1)
+        return lines[begin + 1 :][-count:]
 
 
 def work_list(sweep: Sweep) -> list[Unit]:

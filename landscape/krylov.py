@@ -26,8 +26,7 @@ from landscape.drift import Drift
 from landscape.errors import NotFiniteError
 from landscape.memory import Rows
 from landscape.operators import LinearOperator
-from landscape.reductions import dot, gram, inner, norm
-from landscape.rng import normal, stream
+from landscape.rng import stream
 
 __all__ = ["FUNCTIONS", "Lanczos", "apply_function", "quadrature"]
 
@@ -64,10 +63,11 @@ class Lanczos:
         restarts: int = 0,
     ) -> None:
         self.operator = operator
+        self._x = operator.coordinates
         self.d = 0 if deflate is None else len(deflate)
         self.capacity = min(capacity, operator.n - self.d)
         rows = self.d + self.capacity + 1
-        self._memory = Rows(rows, operator.like, operator.n)
+        self._memory = Rows(rows, operator.like, self._x.length)
         self._rows = self._memory.tensor
         if deflate is not None:
             self._rows[: self.d] = deflate
@@ -82,7 +82,7 @@ class Lanczos:
         self._drift: Drift | None = None
         if drift is not None and operator.precision == operator.dtype:
             self._drift = Drift(torch.finfo(operator.dtype).eps, drift, operator.n)
-        vector = start / norm(start)
+        vector = start / self._x.norm(start)
         self._rows[self.d] = vector / self._project_out(vector, 0)[1]
 
     @property
@@ -123,20 +123,20 @@ class Lanczos:
         """
         rows = self._rows[: self.d + size]
         total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
-        before = norm(vector) if before is None else before
+        before = self._x.norm(vector) if before is None else before
         for _ in range(5):
-            coefficients = inner(rows, vector)
+            coefficients = self._x.inner(rows, vector)
             vector.addmv_(rows.T, coefficients.to(vector.dtype), alpha=-1)
             total += coefficients
-            before, earlier = norm(vector), before
+            before, earlier = self._x.norm(vector), before
             if before > 0.7 * earlier:
                 break
         return total[self.d :], before
 
     def _random_direction(self, *label: str | int) -> Tensor:
         """A unit vector orthogonal to everything so far."""
-        vector = normal(self.operator.n, stream(self._seed, *label), like=self._rows)
-        vector /= norm(vector)
+        vector = self._x.normal(stream(self._seed, *label), like=self._rows)
+        vector /= self._x.norm(vector)
         for _ in range(2):
             vector /= self._project_out(vector, self.size)[1]
         return vector
@@ -149,7 +149,7 @@ class Lanczos:
         if vector.data_ptr() == current.data_ptr():
             vector = vector.clone()  # An operator may hand its argument back.
         # What the recurrence says first, so that the full pass only removes rounding errors.
-        alpha = dot(current, vector)
+        alpha = self._x.dot(current, vector)
         vector.add_(current, alpha=-alpha)
         above = self.T[j, :j]
         if above[:-1].any():  # The arrow after a restart.
@@ -161,7 +161,7 @@ class Lanczos:
             vector.add_(self._rows[self.d + j - 1], alpha=-coupling)
         else:
             coupling = 0.0
-        self.beta = norm(vector)
+        self.beta = self._x.norm(vector)
         self.scale = max(self.scale, math.hypot(coupling, alpha, self.beta))
         reach = j + 1
         if self._drift is not None:
@@ -220,7 +220,7 @@ class Lanczos:
         )
         rows = rotation @ self.basis
         for row in rows:
-            row /= norm(row)
+            row /= self._x.norm(row)
         return rows
 
     def restart(self, keep: NDArray[np.int64]) -> None:
@@ -235,7 +235,7 @@ class Lanczos:
         )
         old = self._rows[self.d : self.d + self.size]
         k = len(keep)
-        for start in range(0, self.operator.n, _CHUNK):
+        for start in range(0, self._x.length, _CHUNK):
             columns = slice(start, start + _CHUNK)
             old[:k, columns] = rotation @ old[:, columns]
         self._drift = None
@@ -263,12 +263,12 @@ class Lanczos:
 
     def orthogonality(self) -> float:
         """Largest entry of ``|Q Q^T - I|``: rounding size, unless ghosts are possible."""
-        return deviation(self._rows[: self.d + self.size])
+        return self._x.deviation(self._rows[: self.d + self.size])
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as arrays and numbers."""
         return {
-            "rows": self._rows[self.d : self.d + self.size + 1].cpu().numpy().copy(),
+            "rows": self._x.collected(self._rows[self.d : self.d + self.size + 1]).numpy().copy(),
             "T": self.T[: self.size + 1, : self.size + 1].copy(),
             "beta": self.beta,
             "scale": self.scale,
@@ -285,7 +285,8 @@ class Lanczos:
         """Continue from :meth:`state` of a run with the same arguments."""
         rows = np.asarray(state["rows"])
         self.size = len(rows) - 1
-        self._rows[self.d : self.d + len(rows)] = torch.from_numpy(rows).to(self._rows)
+        stored = self._x.own(torch.from_numpy(rows))
+        self._rows[self.d : self.d + len(rows)] = stored.to(self._rows)
         self.T[:] = 0
         self.T[: len(rows), : len(rows)] = np.asarray(state["T"])
         self.beta = float(state["beta"])
@@ -298,14 +299,6 @@ class Lanczos:
             self._removed[: self.size, : self.size] = np.asarray(state["removed"])
         else:
             self._drift = None
-
-
-def deviation(rows: Tensor) -> float:
-    """Largest entry of ``|X X^T - I|`` for rows X (k, n)."""
-    if not len(rows):
-        return 0.0
-    difference = gram(rows) - torch.eye(len(rows), dtype=torch.float64, device=rows.device)
-    return float(difference.abs().max())
 
 
 def quadrature(
@@ -379,7 +372,7 @@ def apply_function(
     Cost: one product per step. Source: Higham, Functions of Matrices (2008), section 13.2.
     """
     f = FUNCTIONS[function] if isinstance(function, str) else function
-    length = norm(vector)
+    length = operator.coordinates.norm(vector)
     if length == 0:
         return torch.zeros_like(vector), 0.0
     lanczos = Lanczos(operator, vector, capacity=max_steps)

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
+from landscape.checkpoint import Checkpoint, read_checkpoint
 from landscape.data import DataSet, materialise, micro_batches
+from landscape.distributed import ALONE, Alone
 from landscape.gram import factor_width
+from landscape.loading import load_weights
 from landscape.memory import total_memory
 from landscape.params import ParameterSpace
 from landscape.results import Result, RunInfo
@@ -47,6 +49,7 @@ class Measurement(ABC):
         checkpoint: the weights, or None to take the model's own.
         settings: what all measurements share.
         argv: the command line, for the record.
+        ranks: the processes that make this measurement, which all call :meth:`measure`.
 
     Attributes:
         key: SHA-256 of everything that determines the estimates.
@@ -59,11 +62,12 @@ class Measurement(ABC):
     checkpoint: Checkpoint | None
     settings: Settings
     argv: Sequence[str] = ()
+    ranks: Alone = ALONE
     key: str = field(init=False)
 
     def _choose_precision(self, default: str) -> None:
         """Resolve the device and the dtype; the default is float32 where there is no float64."""
-        self._device = resolve_device(self.settings.device)
+        self._device = self.ranks.device(resolve_device(self.settings.device))
         default = "float32" if self._device.type == "mps" else default
         self._dtype_name = self.settings.dtype or default
         self._dtype = resolve_dtype(self._dtype_name, self._device)
@@ -79,6 +83,8 @@ class Measurement(ABC):
             "loss": settings.loss,
             "params": list(settings.params),
             "examples": settings.examples,
+            # The data's digest is in the key, too; this is for the reader.
+            **({"data_seed": settings.data_seed} if settings.data_seed else {}),
             "dtype": self._dtype_name,
             "seed": settings.seed,
         }
@@ -138,12 +144,20 @@ class Measurement(ABC):
         # Cast first: weights of higher precision than the model's must not be rounded twice.
         model.to(dtype=self._dtype, device=self._device)
         if self.checkpoint is not None:
-            load_into(model, self.checkpoint)
+            load_weights(self.resolved.task, model, self.checkpoint)
         return ParameterSpace(model, self.settings.params)
 
     def risk(self) -> Risk:
-        """Load the weights into the model and return the risk at them; raises as :meth:`load`."""
-        self.load()
+        """Load the weights into the model and return the risk at them; raises as :meth:`load`.
+
+        Several processes share out its examples.
+        """
+        with self.ranks.unanimous():
+            self.load()
+        return self._risk(self.ranks)
+
+    def _risk(self, ranks: Alone) -> Risk:
+        """The risk at the model's weights, its examples shared out over some processes."""
         settings = self.settings
         return Risk(
             self.resolved.task,
@@ -153,6 +167,7 @@ class Measurement(ABC):
             batch_size=settings.batch_size,
             device=self._device,
             dtype=self._dtype,
+            ranks=ranks,
         )
 
     @abstractmethod
@@ -239,14 +254,14 @@ def prepared(
 ) -> dict[str, Any]:
     """The arguments of a :class:`Measurement` from what a library user gives."""
     if isinstance(task, str):
-        task = resolve_task(task, task_settings)
+        task = resolve_task(task, task_settings, checkpoint=checkpoint)
     if isinstance(task, Task):
         # The measurement casts the model and loads weights into it: the caller's stays as it is.
         task = dataclasses.replace(task, model=copy.deepcopy(task.model))
         task = ResolvedTask(task=task, name="(in memory)", path="", sha256="", settings={})
     return {
         "resolved": task,
-        "data": materialise(task.task.data, examples=settings.examples, seed=settings.seed),
+        "data": materialise(task.task.data, examples=settings.examples, seed=settings.data_seed),
         "checkpoint": None if checkpoint is None else read_checkpoint(Path(checkpoint)),
         "settings": settings,
     }

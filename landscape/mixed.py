@@ -66,4 +66,5 @@ def rounded(risk: Risk, dtype: torch.dtype, *, batch_size: int | None = None) ->
         batch_size=batch_size,
         device=risk.device,
         dtype=dtype,
+        ranks=risk.ranks,
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from landscape.coordinates import Coordinates
 from landscape.errors import NotFiniteError, UsageError
 from landscape.jacobian_products import EmpiricalFisherProduct, FisherProduct, GGNProduct
 from landscape.products import CurvatureProduct, HessianProduct
@@ -46,6 +47,11 @@ class LinearOperator(ABC):
     def like(self) -> Tensor:
         """An empty tensor of the products' dtype and device."""
         return torch.empty(0, dtype=self.dtype, device=self.device)
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Which coordinates of vectors this process holds: all, unless they are shared out."""
+        return Coordinates(self.n)
 
     @property
     def precision(self) -> torch.dtype:

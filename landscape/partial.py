@@ -37,7 +37,6 @@ class PartialFile(MemoryUnits):
         self.path = result.with_name(result.name + ".partial")
         self.key = key
         self.interval = interval
-        self.n_resumed = 0
         self._changed = False
         self._last = time.monotonic()
         self._cost = 0.0

@@ -121,6 +121,8 @@ class CurvatureProduct(ABC):
         """The memory plan; measured on the first micro-batch when first asked for."""
         if self._plan is None:
             risk = self.risk
+            if not risk.n_batches:  # More processes than examples.
+                return MemoryPlan(graph_bytes=0, budget=self._budget, n_batches=0, n_kept=0)
             inputs = batch_tensors(risk.batch(0))
             with _SavedBytes([*risk.space.parameters, *risk.model.buffers(), *inputs]) as saved:
                 graph = self._build_checked(0)
@@ -174,11 +176,13 @@ class CurvatureProduct(ABC):
         risk = self.risk
         chosen = range(len(risk.space.names)) if positions is None else positions
         parts = dict(zip(chosen, risk.space.split(vectors, chosen), strict=True))
-        n_kept = self.plan.n_kept
-        with self._threads():
-            total = self._sum_of_products(vectors.shape, parts, n_kept, batched=batched)
+        total: Tensor | None = None
+        with risk.ranks.unanimous():
+            n_kept = self.plan.n_kept
+            with self._threads():
+                total = self._sum_of_products(vectors.shape, parts, n_kept, batched=batched)
         self.n_products += len(vectors) if batched else 1
-        return torch.zeros_like(vectors) if total is None else total
+        return risk.ranks.sum(torch.zeros_like(vectors) if total is None else total)
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
         """One thread where the tensors are small: starting more costs more than it gives."""

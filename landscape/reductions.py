@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["dot", "gram", "inner", "norm"]
+__all__ = ["deviation", "dot", "gram", "inner", "norm"]
 
 _FOLD = 1 << 12  # Length of the pieces of a single vector.
 _BLOCK = 1 << 14
@@ -69,3 +69,11 @@ def gram(rows: Tensor) -> Tensor:
         block = rows[:, start : start + blocks.step]
         total += block @ block.T
     return total
+
+
+def deviation(products: Tensor) -> float:
+    """Largest entry of ``|G - I|``, for inner products G (k, k) of k rows with each other."""
+    if not len(products):
+        return 0.0
+    identity = torch.eye(len(products), dtype=products.dtype, device=products.device)
+    return float((products - identity).abs().max())

@@ -21,7 +21,7 @@ def default_basis_size(operator: LinearOperator, wanted: int) -> int:
     Total rather than free memory, so that a resumed run restarts at the same steps.
     """
     memory = total_memory(operator.device) // 4
-    vector = operator.n * torch.finfo(operator.dtype).bits // 8
+    vector = operator.coordinates.burden * torch.finfo(operator.dtype).bits // 8
     return max(2 * wanted + 16, min(4 * wanted + 200, memory // vector))
 
 
@@ -32,7 +32,7 @@ def is_long(operator: LinearOperator, capacity: int, tol: float) -> bool:
     1e-6 in float32.
     """
     limits = torch.finfo(operator.dtype)
-    vector = operator.n * limits.bits // 8
+    vector = operator.coordinates.burden * limits.bits // 8
     return capacity * vector > _LIGHT and tol >= 100 * limits.eps
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.criteria import Batch
-from landscape.data import DataSet, map_tensors, micro_batches
+from landscape.data import DataSet, map_tensors, micro_batches, shard
+from landscape.distributed import ALONE, Alone
 from landscape.errors import LandscapeError, NotFiniteError, TaskError
 from landscape.params import ParameterSpace
 from landscape.task import Task
@@ -63,6 +64,8 @@ class Risk:
         batch_size: largest micro-batch, in examples (default 1024).
         device: where to compute.
         dtype: floating-point type of parameters, buffers and data.
+        ranks: processes that share out the examples; micro-batches are those of this process, and
+            losses and gradients sums over all.
 
     Attributes:
         n_forward: forward passes over the whole data set so far.
@@ -79,8 +82,10 @@ class Risk:
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float64,
+        ranks: Alone = ALONE,
     ) -> None:
         self.task = task
+        self.ranks = ranks
         self.data = data
         self.loss_kind: LossKind = loss
         self.device = torch.device(device)
@@ -88,17 +93,19 @@ class Risk:
         self.model = task.model.to(device=self.device, dtype=dtype).eval()
         self.space = ParameterSpace(self.model, params)
         self.criterion = task.resolved_criterion
-        pieces = micro_batches(data, DEFAULT_BATCH if batch_size is None else batch_size)
-        self._weights = [self.criterion.weight(batch) for batch in pieces]
-        total = sum(self._weights)
+        mine = data if ranks.size == 1 else shard(data, ranks.rank, ranks.size)
+        pieces = micro_batches(mine, DEFAULT_BATCH if batch_size is None else batch_size)
+        with ranks.unanimous():
+            weights = [self.criterion.weight(batch) for batch in pieces]
+        total = sum(ranks.each(sum(weights)))
         if not total > 0:
             raise TaskError(
                 "the data set's total weight is zero (every target is ignored); expected at least "
                 "one example that counts"
             )
         # Pieces without weight (every target ignored) have a loss of 0/0.
-        pieces = [b for b, w in zip(pieces, self._weights, strict=True) if w > 0]
-        self.fractions: list[float] = [w / total for w in self._weights if w > 0]
+        pieces = [b for b, w in zip(pieces, weights, strict=True) if w > 0]
+        self.fractions: list[float] = [w / total for w in weights if w > 0]
         size = sum(_tensor_bytes(batch) for batch in pieces)
         self._resident = self.device.type == "cpu" or size <= _CACHE_BYTES
         self._batches: list[Batch] = [self._place(b) if self._resident else b for b in pieces]
@@ -130,7 +137,7 @@ class Risk:
         return batch if self._resident else self._place(batch)
 
     def _remember_anchor(self) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), self.ranks.unanimous():
             self._anchor = [self._forward(self.batch(i)).detach() for i in range(self.n_batches)]
         self.n_forward += 1
 
@@ -186,7 +193,7 @@ class Risk:
             NotFiniteError: the loss is NaN or infinite; says in which micro-batch.
         """
         total = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), self.ranks.unanimous():
             for index in range(self.n_batches):
                 value = float(self.batch_loss(index))
                 if not math.isfinite(value):
@@ -197,7 +204,7 @@ class Risk:
                     )
                 total += value
         self.n_forward += 1
-        return total
+        return math.fsum(self.ranks.each(total))
 
     def gradient(self) -> Tensor:
         """Gradient of L as a flat vector (n,); one gradient.
@@ -207,17 +214,10 @@ class Risk:
             TaskError: the loss does not depend on the parameters.
         """
         total = torch.zeros(self.n, dtype=self.dtype, device=self.device)
-        for index in range(self.n_batches):
-            loss = self.batch_loss(index)
-            if not loss.requires_grad:
-                raise TaskError(
-                    "the loss does not depend on the parameters (detached outputs or "
-                    "torch.no_grad in the forward function?)"
-                )
-            parts = torch.autograd.grad(
-                loss, self.space.parameters, allow_unused=True, materialize_grads=True
-            )
-            total += self.space.flatten(parts)
+        with self.ranks.unanimous():
+            for index in range(self.n_batches):
+                total += self._batch_gradient(index)
+        total = self.ranks.sum(total)
         if not bool(torch.isfinite(total).all()):
             raise NotFiniteError(
                 "the gradient has non-finite coordinates; expected finite numbers. Check the "
@@ -225,6 +225,18 @@ class Risk:
             )
         self.n_gradient += 1
         return total
+
+    def _batch_gradient(self, index: int) -> Tensor:
+        loss = self.batch_loss(index)
+        if not loss.requires_grad:
+            raise TaskError(
+                "the loss does not depend on the parameters (detached outputs or torch.no_grad in "
+                "the forward function?)"
+            )
+        parts = torch.autograd.grad(
+            loss, self.space.parameters, allow_unused=True, materialize_grads=True
+        )
+        return self.space.flatten(parts)
 
     def require_deterministic(self) -> float:
         """Evaluate the loss twice and return it.

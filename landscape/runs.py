@@ -29,6 +29,7 @@ from landscape.params import ParameterSpace
 from landscape.results import MODULES, HessianResult, Moments, Spectrum
 from landscape.risk import Risk
 from landscape.settings import DTYPES, Settings, resolve_device
+from landscape.sharded import sharded
 from landscape.spectrum import check_wanted
 from landscape.store import run_key
 from landscape.task import ResolvedTask, Task
@@ -62,7 +63,8 @@ class HessianRun(Measurement):
         model = self.resolved.task.model
         settings, options = self.settings, self.options
         n = ParameterSpace(model, settings.params).n
-        self._device = resolve_device(settings.device)
+        self._check_ranks()
+        self._device = self.ranks.device(resolve_device(settings.device))
         self.methods = {
             name: choose_method(options.method, name, n, self._gram_rows(name, n))
             for name in options.operators
@@ -80,6 +82,20 @@ class HessianRun(Measurement):
     def _products(self) -> str | None:
         """The precision of Lanczos' products, where it is another and some operator needs them."""
         return self.settings.products if "lanczos" in self.methods.values() else None
+
+    def _check_ranks(self) -> None:
+        """Refuse what only one process can do."""
+        if self.ranks.size == 1:
+            return
+        exact = self.resolved.task.resolved_criterion.fisher_is_ggn
+        if "fisher" in self.options.operators and not exact:
+            raise UsageError(
+                "--operator fisher in several processes: this criterion's Fisher matrix is a "
+                "Monte-Carlo one, whose labels are drawn by micro-batch; use --operator ggn, or "
+                "one process"
+            )
+        if self.settings.compiled:
+            raise UsageError("--compile works in one process only; leave it out, or use one")
 
     def _check_products(self) -> None:
         """Refuse ``products`` where float64 cannot verify them."""
@@ -153,7 +169,7 @@ class HessianRun(Measurement):
             TaskError: the loss is not deterministic or cannot be differentiated twice.
             NotFiniteError: the loss, the gradient or a product is not finite.
         """
-        units = MemoryUnits() if units is None else units
+        units = self.ranks.units(MemoryUnits() if units is None else units)
         settings = self.settings
         risk = self.risk()
         loss = risk.require_deterministic()
@@ -169,8 +185,10 @@ class HessianRun(Measurement):
         operators: list[LinearOperator] = []
         notes: list[str] = []
 
-        def stop() -> bool:
+        def spent() -> bool:
             return meter.spent(sum(operator.n_matvecs for operator in operators))
+
+        stop = self.ranks.decide(spent)
 
         for name in self.options.operators:
             whole = self._operator(name, risk)
@@ -180,7 +198,8 @@ class HessianRun(Measurement):
                     block = whole.block(positions)
                     route = choose_method(self.options.method, name, block.n, None)
                     parts.append((f"{name}{MODULES}{module}", block, route))
-            for label, operator, route in parts:
+            for label, part, route in parts:
+                operator = sharded(part, self.ranks) if route == "lanczos" else part
                 operators.append(operator)
                 spectra[label], density, found = measure_operator(
                     operator,

@@ -14,11 +14,12 @@ from typing import Any
 
 from landscape.errors import UsageError
 from landscape.folders import expand_checkpoints
+from landscape.resources import Resources, read_resources
 
 __all__ = ["COMMANDS", "OptionSpec", "Run", "Sweep", "read_sweep"]
 
 COMMANDS = ("hessian", "volume", "flat")
-_KEYS = {"checkpoints", "task", "set", "out", "runs"}
+_KEYS = {"checkpoints", "task", "set", "out", "runs", "resources"}
 # The sweep sets these itself, or they make no sense for a unit of work.
 _RESERVED = {"task", "set", "out", "overwrite", "json", "config", "quiet", "debug", "budget"}
 _RESERVED |= {"plot", "dry-run", "shard", "strict", "help"}
@@ -52,6 +53,7 @@ class Sweep:
     settings: tuple[str, ...]
     out: Path
     runs: tuple[Run, ...]
+    resources: Resources
 
 
 def read_sweep(file: Path, known: Mapping[str, Mapping[str, OptionSpec]]) -> Sweep:
@@ -82,6 +84,10 @@ def read_sweep(file: Path, known: Mapping[str, Mapping[str, OptionSpec]]) -> Swe
     except UsageError as error:
         raise UsageError(f"{file}: checkpoints: {error}") from error
     settings = _typed(file, content, "set", dict, "a table of task arguments", {})
+    resources = read_resources(
+        _typed(file, content, "resources", dict, "a table", {}),
+        lambda key, seen, expected: _wrong(file, f"resources: {key}", seen, expected),
+    )
     entries = _typed(file, content, "runs", list, "[[runs]] entries")
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise _wrong(file, "runs", repr(entries), "at least one [[runs]] entry")
@@ -93,6 +99,7 @@ def read_sweep(file: Path, known: Mapping[str, Mapping[str, OptionSpec]]) -> Swe
         settings=tuple(f"{k}={_literal(file, 'set', k, v)}" for k, v in settings.items()),
         out=folder / _typed(file, content, "out", str, "a folder", "results"),
         runs=tuple(dict.fromkeys(runs)),
+        resources=resources,
     )
 
 

@@ -34,11 +34,17 @@ class Units(Protocol):
 
 
 class MemoryUnits:
-    """Units of work held in memory only: what library users get by default."""
+    """Units of work held in memory only: what library users get by default.
+
+    Attributes:
+        seconds: of the analysis, those of earlier runs included.
+        n_resumed: units that an earlier run finished.
+    """
 
     def __init__(self) -> None:
         self._units: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
+        self.n_resumed = 0
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The arrays and numbers of a unit, or None where it has not been stored."""

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from landscape.data import DataSet
+from landscape.distributed import Alone
 from landscape.flat.discrete import discrete_of_risk
+from landscape.led import Evaluate, led
 from landscape.priors import Prior
 from landscape.quadratic_form import QuadraticForm
 from landscape.risk import Risk
@@ -96,6 +98,7 @@ def anneal_checkpoint(
     curved: Curved | None,
     limit: int,
     bare: float,
+    ranks: Alone,
     units: Units,
     stop: Callable[[], bool],
     progress: Progress,
@@ -113,6 +116,7 @@ def anneal_checkpoint(
             real factor.
         limit: gradients in all.
         bare: seconds of one gradient of the model alone.
+        ranks: processes that share out the chains of every gradient; all call this.
         units: where work is kept.
         stop: whether the budget is spent.
         progress: called with the levels done.
@@ -154,23 +158,30 @@ def anneal_checkpoint(
             fallback=fallback,
         )
 
-    found = Annealer(
-        energy=energy,
-        anchor=anchor,
-        metrics=metrics,
-        options=options,
-        seed=settings.seed,
-        units=units,
-        stop=lambda count: stop(),
-        limit=limit,
-        progress=progress,
-        symmetries=[
-            (f"{one.name} of {one.layer}", one.log_order)
-            for one in discrete_of_risk(few, seed=settings.seed).symmetries
-            if not one.continuous  # Others' copies are no copies apart.
-        ],
-        bare=bare,
-    ).measure()
+    def work(evaluate: Evaluate) -> AnnealFound:
+        def shared_out(z: Tensor) -> tuple[Tensor, Tensor]:
+            loss, slope = evaluate(z)
+            return loss, slope
+
+        return Annealer(
+            energy=shared_out,
+            anchor=anchor,
+            metrics=metrics,
+            options=options,
+            seed=settings.seed,
+            units=units,
+            stop=lambda count: stop(),
+            limit=limit,
+            progress=progress,
+            symmetries=[
+                (f"{one.name} of {one.layer}", one.log_order)
+                for one in discrete_of_risk(few, seed=settings.seed).symmetries
+                if not one.continuous  # Others' copies are no copies apart.
+            ],
+            bare=bare,
+        ).measure()
+
+    found = led(ranks, energy, work, like=anchor)
     if energy.gradient.fallback is not None:
         note = f"chains are evaluated one by one: {energy.gradient.fallback}"
         found.warnings.append(note)

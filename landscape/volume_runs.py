@@ -12,14 +12,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from landscape.distributed import ALONE
 from landscape.errors import UsageError
 from landscape.gram import GRAM_LIMIT
+from landscape.led import Evaluate, led
 from landscape.measurement import BUDGET_SPENT, Stopwatch, prepared
 from landscape.operators import LinearOperator, Whitened, curvature
 from landscape.params import ParameterSpace
 from landscape.prior_measurement import PriorMeasurement
 from landscape.priors import GaussianPrior, UniformPrior, prior_table
-from landscape.settings import Settings, resolve_device
+from landscape.settings import Settings
+from landscape.sharded import sharded
 from landscape.spectrum import EXACT_LIMIT
 from landscape.store import run_key
 from landscape.task import ResolvedTask, Task
@@ -28,7 +31,7 @@ from landscape.volume.curvature import Route, curved
 from landscape.volume.excess import ExcessLoss
 from landscape.volume.options import VolumeOptions
 from landscape.volume.quadratic_job import quadratic_job
-from landscape.volume.radial_job import radial_job
+from landscape.volume.radial_job import RadialFound, radial_job
 from landscape.volume.records import VolumeEstimate, VolumeResult
 from landscape.volume_anneal import (
     anneal_checkpoint,
@@ -64,7 +67,6 @@ class VolumeRun(PriorMeasurement):
 
     def __post_init__(self) -> None:
         options, model = self.options, self.resolved.task.model
-        self._device = resolve_device(self.settings.device)
         self._choose_precision("float64")
         behaves = self.settings.loss == "behaviour"
         self.curvature = options.curvature
@@ -124,13 +126,18 @@ class VolumeRun(PriorMeasurement):
             NotFiniteError: the loss, the gradient or a product is not finite.
         """
         units = MemoryUnits() if units is None else units
-        options, settings = self.options, self.settings
-        watch = Stopwatch(units)
+        options, settings, ranks = self.options, self.settings, self.ranks
+        kept = ranks.units(units)
+        watch = Stopwatch(kept)
         risk = self.risk()
         loss = risk.require_deterministic()
         slope = risk.gradient().double().cpu()
-        excess = ExcessLoss(risk)
-        excess.require_zero_at_anchor()
+        # Points are shared out over the processes, each of which then needs all examples.
+        pointwise = {"radial", "anneal"} & set(options.chosen)
+        at_points = self._risk(ALONE) if ranks.size > 1 and pointwise else risk
+        with ranks.unanimous():
+            excess = ExcessLoss(at_points)
+            excess.require_zero_at_anchor()
         weights = risk.space.vector().double().cpu()
         prior = self.prior(risk.space, weights)
         anchor = prior.whiten(weights)
@@ -139,15 +146,19 @@ class VolumeRun(PriorMeasurement):
         if self._needs_curvature:
             plain = curvature(self.curvature, risk, graph_memory=settings.graph_memory)
             operator = Whitened(plain, prior.scale)
+            if self.route == "lanczos":
+                operator = sharded(operator, ranks)
 
         def tick(phase: str, done: int, total: int | None) -> None:
             watch.note()
             progress(phase, done, total)
 
-        def stop() -> bool:
+        def spent() -> bool:
             return meter.spent(0 if operator is None else operator.n_matvecs)
 
-        work: dict[str, Any] = {"units": units, "stop": stop, "progress": tick}
+        stop = ranks.decide(spent)
+        work: dict[str, Any] = {"units": kept, "stop": stop, "progress": tick}
+        led_work: dict[str, Any] = {"units": units, "stop": spent, "progress": tick}
         estimates: dict[str, VolumeEstimate] = {}
         warnings = [*self.notes, *prior.notes]
         proposal = directions = rays = model = found = None
@@ -169,7 +180,8 @@ class VolumeRun(PriorMeasurement):
             )
             if not model.whole:
                 # What rests on fewer eigenpairs must not be taken for what rests on all of them.
-                work["units"] = MemoryUnits()
+                led_work["units"] = MemoryUnits()
+                work["units"] = ranks.units(led_work["units"])
             found = quadratic_job(model, options, seed=settings.seed, **work)
             proposal, whole = found.proposal if tilted else None, found.whole
             directions, n_matvecs = found.directions, found.estimate.n_matvecs
@@ -179,15 +191,16 @@ class VolumeRun(PriorMeasurement):
                 estimates["quadratic"] = found.estimate
                 warnings += found.warnings
         if "radial" in options.chosen and (proposal is not None or not tilted):
-            radial = radial_job(
-                functools.partial(_excess_at, excess, prior),
-                anchor,
+            trace = functools.partial(
+                _traced,
+                anchor=anchor,
                 proposal=proposal,
                 prior=prior,
                 options=options,
                 seed=settings.seed,
-                **work,
+                **led_work,
             )
+            radial = led(ranks, functools.partial(_excess_at, excess, prior), trace, like=anchor)
             estimates["radial"], rays = radial.estimate, radial.rays
             warnings += radial.warnings
             whole = whole and radial.whole
@@ -210,7 +223,8 @@ class VolumeRun(PriorMeasurement):
                     curved=model,
                     limit=anneal_limit(settings, explicit=explicit),
                     bare=timed_gradient(risk),
-                    **work,
+                    ranks=ranks,
+                    **led_work,
                 )
                 annealing = annealed.annealing
                 warnings += annealed.warnings
@@ -219,7 +233,8 @@ class VolumeRun(PriorMeasurement):
                 whole = whole and not annealed_cut
                 estimates["anneal"] = annealed.estimate
         # Of an earlier, interrupted run too.
-        n_forward = int(risk.n_forward) - excess.n_forward
+        passes = {id(r): r.n_forward for r in (risk, at_points)}
+        n_forward = int(sum(passes.values())) - excess.n_forward
         n_forward += 0 if rays is None else int(rays.evaluations.sum())
         if excess.fallback is not None:
             warnings.append(f"points are evaluated one by one: {excess.fallback}")
@@ -260,9 +275,16 @@ def _smallest_tilt(estimate: VolumeEstimate) -> float:
     return float(estimate.tilt[estimate.cutoff.argmin()])
 
 
-def _excess_at(excess: ExcessLoss, prior: GaussianPrior | UniformPrior, z: Tensor) -> Tensor:
+def _excess_at(
+    excess: ExcessLoss, prior: GaussianPrior | UniformPrior, z: Tensor
+) -> tuple[Tensor, ...]:
     """The excess loss at whitened points (k, n)."""
-    return excess(prior.unwhiten(z))
+    return (excess(prior.unwhiten(z)),)
+
+
+def _traced(evaluate: Evaluate, anchor: Tensor, **work: Any) -> RadialFound:
+    """Rays by evaluations that are shared out over processes."""
+    return radial_job(lambda z: evaluate(z)[0], anchor, **work)
 
 
 def log_volume(

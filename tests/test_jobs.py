@@ -6,6 +6,7 @@ import pytest
 
 from landscape.errors import UsageError
 from landscape.jobs import work_list
+from landscape.resources import Resources, read_resources
 from landscape.sweep_file import OptionSpec, read_sweep
 
 VALUE = OptionSpec(flag=False, negation=None, repeatable=False)
@@ -58,22 +59,6 @@ def test_other_contents_are_another_unit(units, tmp_path, task):
     assert not set(folders()) & set(checkpoint)
 
 
-def test_the_folder_is_the_truth(units):
-    unit = units("[[runs]]\ncommand = 'hessian'")[0]
-    assert unit.state == "not started"
-    unit.folder.mkdir(parents=True)
-    (unit.folder / "a.h5.partial").touch()
-    assert unit.state == "partial"
-    for code in (143, 130, -15):
-        unit.exit_file.write_text(f"{code}\n")
-        assert unit.state == "partial"
-    for code in (3, -9, 0):
-        unit.exit_file.write_text(f"{code}\n")
-        assert unit.state == "failed"
-    (unit.folder / "a.h5").touch()
-    assert unit.state == "complete"
-
-
 @pytest.mark.parametrize(
     ("runs", "seen"),
     [
@@ -87,6 +72,25 @@ def test_the_folder_is_the_truth(units):
         ("[[runs]]\ncommand = 'hessian'\ndensity = 'no'", "runs 1: density: 'no'"),
         ("[[runs]]\ncommand = 'volume'", "runs 1: sigma: 'rms'"),
         ("[[runs", "not readable as TOML"),
+        ("resources = 3", "resources: 3"),
+        ("[resources]\ntiem = 3", "resources: tiem: an unknown key"),
+        ("[resources]\ntime = '1 hour'", "resources: time: '1 hour'"),
+        ("[resources]\ntime = 0", "resources: time: 0"),
+        ("[resources]\ntime = '0:0'", "resources: time: '0:0'"),
+        ("[resources]\nmemory = 16", "resources: memory: 16"),
+        ("[resources]\nmemory = 'much'", "resources: memory: 'much'"),
+        ("[resources]\ncpus = 0", "resources: cpus: 0"),
+        ("[resources]\ncpus = true", "resources: cpus: True"),
+        ("[resources]\ngpus = -1", "resources: gpus: -1"),
+        ("[resources]\npartition = 'a b'", "resources: partition: 'a b'"),
+        ("[resources]\naccount = 3", "resources: account: 3"),
+        ("[resources]\narray_parallelism = 0", "resources: array_parallelism: 0"),
+        ("[resources]\nsetup = 'module load cuda'", "resources: setup: 'module load cuda'"),
+        ("[resources]\nparameters = 3", "resources: parameters: 3"),
+        ("[resources.parameters]\ntime = 3", "resources: parameters: time: an option that"),
+        ("[resources.parameters]\n'--qos' = 'high'", "resources: parameters: --qos: '--qos'"),
+        ("[resources.parameters]\nexclusive = false", "resources: parameters: exclusive: False"),
+        ("[resources.parameters]\nmail = ['a']", "resources: parameters: mail: ['a']"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_key(units, runs, seen):
@@ -94,6 +98,33 @@ def test_a_wrong_file_is_refused_with_its_key(units, runs, seen):
         units(runs)
     assert seen in str(error.value)
     assert "expected" in str(error.value) or "TOML" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("1:30", 2), ("02:30:00", 150), ("1-12", 2160), ("1-0:30", 1470), ("0:0:1", 1)],
+)
+def test_times_are_read_as_slurm_reads_them(text, minutes):
+    assert read_resources({"time": text}, UsageError).time == minutes
+    assert read_resources({"time": minutes}, UsageError).time == minutes
+
+
+def test_resources_have_defaults_and_are_read():
+    assert read_resources({}, UsageError) == Resources()
+    found = read_resources(
+        {
+            "memory": "16 gb",
+            "cpus": 4,
+            "gpus": 1,
+            "partition": "long",
+            "setup": ["module load cuda"],
+            "parameters": {"qos": "high", "exclusive": True, "nice": 10},
+        },
+        UsageError,
+    )
+    assert (found.memory, found.cpus, found.gpus, found.partition) == ("16G", 4, 1, "long")
+    assert found.setup == ("module load cuda",)
+    assert found.parameters == {"qos": "high", "exclusive": True, "nice": 10}
 
 
 def test_no_checkpoint_is_refused(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
@@ -118,13 +119,37 @@ def mlp(
     Raises:
         UsageError: a setting of the wrong type or out of range.
     """
-    width = check_integer("width", width, 1)
-    depth = check_integer("depth", depth, 0)
+    widths = [check_integer("width", width, 1)] * check_integer("depth", depth, 0)
+    return mlp_of(
+        inputs, outputs, widths=widths, activation=activation, bias=check_flag("bias", bias)
+    )
+
+
+def mlp_of(
+    inputs: int, outputs: int, *, widths: Sequence[int], activation: object, bias: bool
+) -> nn.Sequential:
+    """A multilayer perceptron with hidden layers of these widths.
+
+    Raises:
+        UsageError: an unknown activation.
+    """
     new_activation = activation_named(activation)
-    bias = check_flag("bias", bias)
     layers: list[nn.Module] = []
-    fan_in = inputs
-    for _ in range(depth):
+    for fan_in, width in pairwise([inputs, *widths]):
         layers += [nn.Linear(fan_in, width, bias=bias), new_activation()]
-        fan_in = width
-    return nn.Sequential(*layers, nn.Linear(fan_in, outputs, bias=bias))
+    last = widths[-1] if widths else inputs
+    return nn.Sequential(*layers, nn.Linear(last, outputs, bias=bias))
+
+
+def initialise_by(build: Callable[[], nn.Module]) -> Callable[[nn.Module, Generator], None]:
+    """A task's ``initialise`` that takes the parameters of a newly built model."""
+
+    def initialise(model: nn.Module, generator: Generator) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator.initial_seed())
+            fresh = dict(build().named_parameters())
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(fresh[name])
+
+    return initialise

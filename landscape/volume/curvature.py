@@ -210,7 +210,7 @@ def _largest(
         state=units.get("lanczos"),
         on_step=on_step,
     )
-    values, vectors = _converged(pairs)
+    values, vectors = _converged(operator, pairs)
     if not (stop() and len(values) < wanted):
         units.drop("lanczos")
         found = {"values": values.numpy(), "vectors": vectors.numpy()}
@@ -218,7 +218,8 @@ def _largest(
     return values, vectors, pairs.n_matvecs
 
 
-def _converged(pairs: RitzPairs) -> tuple[Tensor, Tensor]:
+def _converged(operator: LinearOperator, pairs: RitzPairs) -> tuple[Tensor, Tensor]:
     kept = np.flatnonzero(pairs.converged)
-    vectors = pairs.vectors[torch.as_tensor(kept, device=pairs.vectors.device)].double().cpu()
+    vectors = pairs.vectors[torch.as_tensor(kept, device=pairs.vectors.device)]
+    vectors = operator.coordinates.whole(vectors).double().cpu()
     return torch.from_numpy(pairs.values[kept]), vectors

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import linalg
 from torch import Tensor
 
+from landscape.coordinates import Coordinates
 from landscape.density import probe
 from landscape.errors import UsageError
 from landscape.krylov import quadrature
@@ -66,7 +67,7 @@ def exact_form(
     k, n = vectors.shape
     if k == n:
         return known
-    c, g = _starts(z_star, gradient, vectors)
+    c, g = _starts(Coordinates(n), z_star, gradient, vectors)
     flat = QuadraticForm(
         eigenvalues=np.zeros(1),
         multiplicity=np.array([float(n - k)]),
@@ -153,14 +154,16 @@ def location_measure(
     _check(operator.n, z_star, gradient)
     if gradient is not None:
         return _pair_measure(operator, z_star, gradient, steps, deflate, on_step)
-    start, _ = _starts(z_star, None, deflate)
-    if norm(start) <= _rounding(operator) * norm(z_star):
+    x = operator.coordinates
+    start, _ = _starts(x, z_star, None, deflate)
+    length = x.norm(start)
+    if length <= _rounding(operator) * norm(z_star):
         return QuadraticForm(eigenvalues=np.zeros(0), multiplicity=np.zeros(0))
     nodes, weights = quadrature(
         operator, start.to(operator.like), steps=steps, deflate=deflate, on_step=on_step
     )
     return QuadraticForm(
-        eigenvalues=nodes, multiplicity=np.zeros_like(nodes), location=norm(start) ** 2 * weights
+        eigenvalues=nodes, multiplicity=np.zeros_like(nodes), location=length**2 * weights
     )
 
 
@@ -241,16 +244,17 @@ def _pair_measure(
     They are then those of one small quadratic form. Polarisation from runs of their own would give
     cross terms larger than the lengths that they belong to.
     """
-    starts = [start.to(operator.like) for start in _starts(z_star, gradient, deflate)]
+    x = operator.coordinates
+    starts = [start.to(operator.like) for start in _starts(x, z_star, gradient, deflate)]
     floor = _rounding(operator) * max(norm(z_star), norm(gradient))
-    known = operator.like.new_empty(0, operator.n) if deflate is None else deflate
+    known = operator.like.new_empty(0, x.length) if deflate is None else deflate
     d = size = len(known)
     capacity = min(2 * steps, operator.n - d)
-    basis = torch.cat([known, operator.like.new_empty(capacity + 2, operator.n)])
+    basis = torch.cat([known, operator.like.new_empty(capacity + 2, x.length)])
     for start in starts:
-        vector = _orthogonal(start.clone(), basis[:size])[0]
-        if norm(vector) > floor:
-            basis[size] = vector / norm(vector)
+        vector = _orthogonal(x, start.clone(), basis[:size])[0]
+        if (length := x.norm(vector)) > floor:
+            basis[size] = vector / length
             size += 1
     T: FloatArray = np.zeros((capacity + 2, capacity + 2))
     done, scale = 0, 0.0
@@ -258,17 +262,17 @@ def _pair_measure(
         vector = operator.matvec(basis[d + done]).clone()
         if on_step is not None:
             on_step()
-        scale = max(scale, norm(vector))
-        vector, coefficients = _orthogonal(vector, basis[:size])
+        scale = max(scale, x.norm(vector))
+        vector, coefficients = _orthogonal(x, vector, basis[:size])
         T[: size - d, done] = coefficients[d:]
-        if norm(vector) > _rounding(operator) * scale and size < len(basis):
-            T[size - d, done] = norm(vector)
-            basis[size] = vector / norm(vector)
+        if (length := x.norm(vector)) > _rounding(operator) * scale and size < len(basis):
+            T[size - d, done] = length
+            basis[size] = vector / length
             size += 1
         done += 1
     inside = T[:done, :done]
     nodes, vectors = np.linalg.eigh((inside + inside.T) / 2)
-    c, g = (vectors.T @ inner(basis[d : d + done], start).cpu().numpy() for start in starts)
+    c, g = (vectors.T @ x.inner(basis[d : d + done], start).cpu().numpy() for start in starts)
     return _located(nodes, c, g, multiplicity=np.zeros(done))
 
 
@@ -311,21 +315,21 @@ def _rounding(operator: LinearOperator) -> float:
 
 
 def _starts(
-    z_star: Tensor, gradient: Tensor | None, deflate: Tensor | None
+    x: Coordinates, z_star: Tensor, gradient: Tensor | None, deflate: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """z* and g, zero where there is none, without their parts along ``deflate``."""
-    c, g = z_star, torch.zeros_like(z_star) if gradient is None else gradient
+    """This process's part of z* and g, zero where there is none, orthogonal to ``deflate``."""
+    c, g = x.own(z_star), x.own(torch.zeros_like(z_star) if gradient is None else gradient)
     if deflate is None:
         return c, g
-    c, g = (_orthogonal(vector.to(deflate).clone(), deflate)[0] for vector in (c, g))
+    c, g = (_orthogonal(x, vector.to(deflate).clone(), deflate)[0] for vector in (c, g))
     return c, g
 
 
-def _orthogonal(vector: Tensor, rows: Tensor) -> tuple[Tensor, FloatArray]:
+def _orthogonal(x: Coordinates, vector: Tensor, rows: Tensor) -> tuple[Tensor, FloatArray]:
     """Project orthonormal rows out of a vector, in place and twice; and what was there, (k,)."""
     total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
     for _ in range(2):
-        coefficients = inner(rows, vector)
+        coefficients = x.inner(rows, vector)
         vector.addmv_(rows.T, coefficients.to(vector.dtype), alpha=-1)
         total += coefficients
     return vector, total.cpu().numpy()

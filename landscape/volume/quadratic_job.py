@@ -105,7 +105,7 @@ def _stochastic(
     progress: Progress,
 ) -> tuple[QuadraticVolume, Proposal | None, int, bool]:
     operator = model.operator
-    deflate = model.vectors.to(operator.like)
+    deflate = operator.coordinates.own(model.vectors.to(operator.like))
     rest = operator.n - len(deflate)
     done = 0
 

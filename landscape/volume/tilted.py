@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landscape.errors import NotFiniteError, UsageError
-from landscape.krylov import deviation
+from landscape.reductions import deviation, gram
 from landscape.rng import normal, stream
 from landscape.volume.radial_integrals import log_radial_integral, typical_radius
 
@@ -235,7 +235,7 @@ def to_array(numbers: Sequence[Tensor]) -> FloatArray:
 
 def _orthonormal(rows: Tensor) -> Tensor:
     """The rows, made orthonormal where a coarser type's rounding keeps them from it."""
-    error = deviation(rows)
+    error = deviation(gram(rows))
     if error <= _ORTHONORMAL:
         return rows
     if error > _PLAUSIBLE:

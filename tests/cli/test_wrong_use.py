@@ -392,6 +392,7 @@ USES = [
     option("graph-memory-nan", "--graph-memory nan", 2, "--graph-memory nan"),
     option("graph-memory-inf", "--graph-memory inf", 2, "--graph-memory inf"),
     option("seed-huge", f"--seed {10**400}", 2, "--seed"),
+    option("data-seed-huge", f"--data-seed {10**20}", 2, "--data-seed", "64 bits"),
     option("option-unknown", "--topp 3", 2, "No such option", "--top"),
     Use("command-unknown", "hesian {ckpt}", 2, ("No such command", "hessian")),
     Use("arguments-absent", "hessian --task {task}", 2, ("Missing argument", "CKPT")),
