@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -70,9 +72,16 @@ def _root(
 _TERMINATING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+_SAVING_SECONDS = 10.0
+_last_signal = -math.inf
+
+
 def _terminate(number: int, frame: Any) -> None:
-    for other in _TERMINATING:
-        signal.signal(other, signal.SIG_IGN)  # A second one must not interrupt the saving.
+    global _last_signal
+    now, before = time.monotonic(), _last_signal
+    _last_signal = now
+    if now - before < _SAVING_SECONDS:
+        return  # Signals come in flocks, and a second one must not interrupt the saving.
     raise TerminatedError("terminated; finished units are saved and the same command resumes")
 
 
@@ -83,6 +92,8 @@ def run(argv: Sequence[str]) -> int:
     goes to stdout, also on a failure.
     """
     arguments = list(argv)
+    global _last_signal
+    _last_signal = -math.inf
     previous = {number: signal.signal(number, _terminate) for number in _TERMINATING}
     try:
         _begin(arguments)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landscape.errors import LandscapeError, PartialFailureError, UsageError
+from landscape.errors import LandscapeError, PartialFailureError
 from landscape_cli.options import DebugOption, JsonOption, examples
 from landscape_cli.reporting import REPORT, printable
 
@@ -147,9 +147,9 @@ def status(
 @group.command("collect", epilog=examples("landscape batch collect sweep.toml -o series.h5"))
 def collect(
     sweep: SweepArgument,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="File to write; one per run.")
-    ] = Path("series.h5"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")] = Path(
+        "series.h5"
+    ),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files of other content.")
     ] = False,
@@ -157,28 +157,10 @@ def collect(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Join the complete results to series: one file for each command and its options."""
-    from landscape_cli.collect import collect_results
+    """Join the complete results in one file: a series for every run, and a table of all units."""
+    from landscape_cli.batch_collect import collect_units
 
-    runs: dict[Any, list[Path]] = {}
-    missing = 0
-    for unit in _units(sweep):
-        found = runs.setdefault(unit.run, [])
-        if unit.result is None:
-            missing += 1
-        else:
-            found.append(unit.result)
-    if not any(runs.values()):
-        raise UsageError(f"{sweep}: no unit is complete. Run landscape batch run {sweep} first")
-    if missing:
-        REPORT.warn(f"{missing} units are not complete and left out; see landscape batch status")
-    for number, (run, files) in enumerate(runs.items(), 1):
-        if files:
-            # The formats of series hold one command with one set of options.
-            name = f"{out.stem}.{number}.{run.command}{out.suffix}"
-            REPORT.say(printable(f"run {number}: {run.label}"))
-            target = out if len(runs) == 1 else out.with_name(name)
-            collect_results(files, target, overwrite=overwrite)
+    collect_units(sweep, _units(sweep), out, overwrite=overwrite)
 
 
 def _units(sweep: Path) -> list[Unit]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,12 +13,7 @@ from landscape.errors import ResultFileError, UsageError
 from landscape_cli.options import DebugOption, JsonOption, examples
 from landscape_cli.reporting import REPORT, printable
 
-if TYPE_CHECKING:
-    from landscape.flat_series import FlatSeries
-    from landscape.series_records import Series
-    from landscape.volume_series import VolumeSeries
-
-__all__ = ["collect_results", "register"]
+__all__ = ["collect_results", "register", "write_new"]
 
 
 def collect(
@@ -64,7 +60,7 @@ def collect(
     for path in expand_paths(
         results, what="result", expected="a .h5 file of a measurement or a quoted glob pattern"
     ):
-        if kind_of(path) == "series":
+        if kind_of(path) != "result":
             # A second run with the same glob finds what the first has written.
             REPORT.say(f"{printable(path)} is left out: it is a series itself")
         else:
@@ -81,7 +77,7 @@ def collect(
 
 def collect_results(files: list[Path], out: Path, *, overwrite: bool) -> None:
     """Write the series of some result files and show it."""
-    from landscape.series_store import collect_files
+    from landscape.series_store import collect_files, content, load_series, save_series
     from landscape_cli.render_series import report_series
 
     if any(_same_file(out, file) for file in files):
@@ -91,7 +87,13 @@ def collect_results(files: list[Path], out: Path, *, overwrite: bool) -> None:
     series = collect_files(files)
     for notice in series.notices:
         REPORT.say(printable(notice))
-    new = _write(out, series, overwrite=overwrite)
+    new = write_new(
+        out,
+        kind="series",
+        same=lambda: content(load_series(out)) == content(series),
+        save=lambda: save_series(out, series),
+        overwrite=overwrite,
+    )
     report_series(REPORT, out, series, new=new)
     if new:
         REPORT.say(f"series: {printable(out)} ({len(series.step)} checkpoints)")
@@ -103,22 +105,37 @@ def _same_file(one: Path, two: Path) -> bool:
     return one.exists() and os.path.samefile(one, two)
 
 
-def _write(out: Path, series: Series | VolumeSeries | FlatSeries, *, overwrite: bool) -> bool:
-    """Write the file unless it is there already; whether it was written.
+def write_new(
+    out: Path,
+    *,
+    kind: str,
+    same: Callable[[], bool],
+    save: Callable[[], None],
+    overwrite: bool,
+) -> bool:
+    """Write a file unless it is there already; whether it was written.
+
+    Args:
+        out: the file.
+        kind: ``series`` or ``sweep``.
+        same: whether what is there has the same content.
+        save: writes it.
+        overwrite: replace a file of other content.
 
     Raises:
         UsageError: it exists with other content, or is a result.
     """
-    from landscape.series_store import content, kind_of, load_series, save_series
+    from landscape.series_store import kind_of
 
     if out.exists():
         try:
-            if kind_of(out) != "series":
+            found = kind_of(out)
+            if found == "result":
                 raise UsageError(
                     f"--out {out} is the result of a measurement, not a series; it is never "
                     "replaced. Choose another name"
                 )
-            if content(load_series(out)) == content(series):
+            if found == kind and same():
                 return False
         except ResultFileError as error:
             if not overwrite or out.is_dir():
@@ -130,7 +147,7 @@ def _write(out: Path, series: Series | VolumeSeries | FlatSeries, *, overwrite: 
             raise UsageError(
                 f"--out {out} exists and holds another series. Choose another name, or --overwrite"
             )
-    save_series(out, series)
+    save()
     return True
 
 

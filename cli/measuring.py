@@ -228,9 +228,7 @@ def require_writable(folder: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
             pass
     except OSError as error:
-        raise UsageError(
-            f"cannot write to {folder}: {error.strerror or error}. Choose another folder with --out"
-        ) from error
+        raise ResultFileError.of(error, folder) from error
 
 
 def _measure(
@@ -303,7 +301,13 @@ def _measure_held(
 
 def _keep(file: Path, result: Result, units: PartialFile) -> None:
     """Save a result; what is unfinished in it stays beside it."""
-    save(file, result)
+    try:
+        save(file, result)
+    except LandscapeError:
+        # The disk may be full, but what was saved before is smaller or stays as it is.
+        with contextlib.suppress(LandscapeError):
+            units.flush()
+        raise
     if result.info.status == "complete":
         units.remove()
     else:

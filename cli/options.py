@@ -21,10 +21,12 @@ __all__ = [
     "JsonOption",
     "LogDetOption",
     "PlotOption",
+    "RunOption",
     "SetOption",
     "ThresholdOption",
     "complete_builtin",
     "examples",
+    "require_run",
     "shared_options",
 ]
 
@@ -156,6 +158,25 @@ ThresholdOption = Annotated[
 ]
 
 
+RunOption = Annotated[
+    int | None,
+    typer.Option("--run", min=1, metavar="N", help="Of landscape batch collect: only this run."),
+]
+
+
+def require_run(path: Path, kind: str, run: int | None) -> None:
+    """Refuse ``--run`` for a file that has no runs.
+
+    Raises:
+        UsageError: it was given for another file than one of ``landscape batch collect``.
+    """
+    if run is not None and kind != "sweep":
+        raise UsageError(
+            f"--run {run}: {path} is a {kind}, which has no runs; expected a file of landscape "
+            "batch collect. Leave --run out"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """The shared options, as the command line gives them."""
@@ -198,7 +219,8 @@ class Common:
         typer.Option(
             metavar="N",
             rich_help_panel=_RUN,
-            help="Largest micro-batch (default 1024 examples); changes results only by rounding.",
+            help="Largest micro-batch (default: the task's, else 1024 examples); changes results "
+            "only by rounding.",
         ),
     ] = None
     device: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import DebugOption, JsonOption, examples
+from landscape_cli.options import DebugOption, JsonOption, RunOption, examples, require_run
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["check_ending", "draw", "register"]
@@ -19,6 +19,7 @@ def plot(
             "--out", "-o", metavar="FILE", help="Figure file: .png, .pdf or .svg (default: beside)."
         ),
     ] = None,
+    run: RunOption = None,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
     debug: DebugOption = False,
@@ -31,28 +32,48 @@ def plot(
     radius, and its islands. Of landscape flat: a stacked bar per checkpoint, the counts over the
     training step or the cutoff, walks and the sweep over examples. Several results are drawn
     together, in the order of their training steps; a series of landscape collect over the training
-    step.
+    step; of landscape batch collect every run in a figure of its own.
     """
     target = results[0].with_suffix(".png") if out is None else out
-    draw(results, target)
-    REPORT.add(
-        {
-            "file": str(target),
-            "checkpoint": None,
-            "step": None,
-            "status": "complete",
-            "config": {"results": [str(path) for path in results]},
-            "values": {},
-            "warnings": [],
-        }
-    )
+    for number, figure in _figures(results, target, run).items():
+        draw(results, figure, run=number)
+        REPORT.add(
+            {
+                "file": str(figure),
+                "checkpoint": None,
+                "step": None,
+                "status": "complete",
+                "config": {"results": [str(path) for path in results]},
+                "values": {},
+                "warnings": [],
+            }
+        )
 
 
-def draw(results: list[Path], figure: Path) -> None:
+def _figures(results: list[Path], target: Path, run: int | None) -> dict[int | None, Path]:
+    """The figures to draw: of a sweep one for every run, of anything else one."""
+    from landscape.series_store import kind_of
+    from landscape.sweep_store import load_sweep
+
+    kind = kind_of(results[0])
+    require_run(results[0], kind, run)
+    if kind != "sweep" or len(results) > 1:
+        return {None: target}
+    sweep = load_sweep(results[0])
+    found = sweep.only(run)
+    if len(found) == 1:
+        return dict.fromkeys(found, target)
+    return {
+        n: target.with_name(f"{target.stem}.{n}.{sweep.label(n).split()[0]}{target.suffix}")
+        for n in found
+    }
+
+
+def draw(results: list[Path], figure: Path, *, run: int | None = None) -> None:
     """Draw result files and say where."""
     from landscape.plotting import plot_results
 
-    plot_results(results, figure)
+    plot_results(results, figure, run=run)
     REPORT.say(f"figure: {printable(figure)}")
 
 
@@ -81,5 +102,6 @@ def register(app: typer.Typer) -> None:
             "landscape plot results/*.volume.*.h5 -o volume.pdf",
             "landscape plot results/*.flat.*.h5 -o flat.png",
             "landscape plot series.h5 -o series.pdf",
+            "landscape plot series.h5 --run 2 -o volumes.pdf",
         ),
     )(plot)

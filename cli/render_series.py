@@ -14,15 +14,31 @@ if TYPE_CHECKING:
 
     from landscape.flat_series import FlatSeries
     from landscape.series_records import Band, OperatorSeries, Series, TrainingSeries
+    from landscape.sweep_store import SweepSeries
     from landscape.volume_series import VolumeSeries
 
-__all__ = ["report_series"]
+__all__ = ["report_series", "report_sweep"]
 
 _SHOWN = 3  # Largest eigenvalues in the table.
 
 
+def report_sweep(
+    report: Report, file: Path, sweep: SweepSeries, *, run: int | None = None, new: bool = False
+) -> None:
+    """Hand the series of a sweep to the report, or that of one run."""
+    for number, series in sweep.only(run).items():
+        title = f"{file}, run {number}: {sweep.label(number)}"
+        report_series(report, file, series, new=new, title=title, run=number)
+
+
 def report_series(
-    report: Report, file: Path, series: Series | VolumeSeries | FlatSeries, *, new: bool = False
+    report: Report,
+    file: Path,
+    series: Series | VolumeSeries | FlatSeries,
+    *,
+    new: bool = False,
+    title: str | None = None,
+    run: int | None = None,
 ) -> None:
     """Hand a series to the report: its warnings, its JSON entry and its tables."""
     from landscape.flat_series import FlatSeries
@@ -41,6 +57,7 @@ def report_series(
     report.add(
         {
             "file": str(file),
+            **({} if run is None else {"run": run}),
             "checkpoint": None,
             "step": None,
             "status": "complete",
@@ -50,14 +67,14 @@ def report_series(
             "warnings": list(series.warnings),
         }
     )
-    report.table(_summary(series, file, rows), *tables)
+    report.table(_summary(series, title or str(file), rows), *tables)
 
 
-def _summary(series: TrainingSeries, file: Path, rows: Sequence[tuple[str, str]]) -> Table:
+def _summary(series: TrainingSeries, title: str, rows: Sequence[tuple[str, str]]) -> Table:
     from rich.table import Table
 
     unit = printable(series.config.get("units", "loss units"))
-    summary = Table(title=printable(file), show_header=False, title_justify="left", box=None)
+    summary = Table(title=printable(title), show_header=False, title_justify="left", box=None)
     summary.add_column(style="bold")
     summary.add_column()
     count = len(series.step)

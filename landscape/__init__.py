@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from landscape.series_store import load_series as load_series
     from landscape.settings import Settings as Settings
     from landscape.store import load as load
+    from landscape.sweep_store import load_sweep as load_sweep
     from landscape.task import Task as Task
     from landscape.task import resolve_task as resolve_task
     from landscape.volume.options import VolumeOptions as VolumeOptions
@@ -58,6 +59,7 @@ _HOME = {
     "hessian_spectrum": "runs",
     "load": "store",
     "load_series": "series_store",
+    "load_sweep": "sweep_store",
     "log_volume": "volume_runs",
     "merge_volumes": "volume_merge",
     "read_checkpoint": "checkpoint",

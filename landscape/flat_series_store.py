@@ -35,7 +35,7 @@ _CURVES: Axes = dict.fromkeys(
 )
 
 
-def write_flat_series(file: h5py.File, series: FlatSeries) -> None:
+def write_flat_series(file: h5py.Group, series: FlatSeries) -> None:
     """Write everything but what all series have."""
     for name, ranks in series.operators.items():
         write_arrays(_with_step(file, f"flat/ranks/{name}", series), ranks, _RANKS)
@@ -51,13 +51,13 @@ def write_flat_series(file: h5py.File, series: FlatSeries) -> None:
     write_arrays(group, series, _CURVES)
 
 
-def _with_step(file: h5py.File, path: str, series: FlatSeries) -> h5py.Group:
+def _with_step(file: h5py.Group, path: str, series: FlatSeries) -> h5py.Group:
     group = group_at(file, path)
     write_array(group, "step", series.step, _STEP)
     return group
 
 
-def read_flat_series(file: h5py.File, rows: dict[str, Any]) -> FlatSeries:
+def read_flat_series(file: h5py.Group, rows: dict[str, Any]) -> FlatSeries:
     """The series that a file holds.
 
     Args:

@@ -20,6 +20,7 @@ from landscape.series import collect
 from landscape.series_store import kind_of, load_series
 from landscape.smoothing import smooth
 from landscape.store import load
+from landscape.sweep_store import load_sweep
 from landscape.text import escape_name
 from landscape.volume.records import VolumeResult
 from landscape.volume_series import VolumeSeries
@@ -48,8 +49,13 @@ _STYLE: Any = {
 BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart with any colour vision.
 
 
-def plot_results(files: Sequence[Path], target: Path) -> None:
-    """Draw result files, or one series file, and save the figure as PNG, PDF or SVG by its ending.
+def plot_results(files: Sequence[Path], target: Path, *, run: int | None = None) -> None:
+    """Draw result files, or one series, and save the figure as PNG, PDF or SVG by its ending.
+
+    Args:
+        files: results, or a file of a series or of a sweep.
+        target: the figure.
+        run: which of a sweep's series.
 
     Raises:
         UsageError: another ending, the file cannot be written, or a series among other files.
@@ -63,7 +69,7 @@ def plot_results(files: Sequence[Path], target: Path) -> None:
             f"{', '.join(_FORMATS)}"
         )
     with matplotlib.rc_context(_STYLE):
-        figure = _figure(files)
+        figure = _figure(files, run)
         if figure.subfigs or target.suffix.lower() != ".png":
             _settle(figure)
         try:
@@ -94,17 +100,23 @@ def _settle(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
-def _figure(files: Sequence[Path]) -> Figure:
+def _figure(files: Sequence[Path], run: int | None) -> Figure:
     """The figure of a series file, or of the results of single checkpoints."""
     from landscape.flat_plot import flat_figure
     from landscape.series_plot import series_figure
     from landscape.volume_series_plot import volume_series_figure
 
-    series = [file for file in files if kind_of(file) == "series"]
+    series = [file for file in files if kind_of(file) != "result"]
     if series and len(files) > 1:
         raise UsageError(f"{series[0]} is a series; expected it alone. Draw other files apart")
     if series:
-        loaded = load_series(series[0])
+        if kind_of(series[0]) == "sweep":
+            found = load_sweep(series[0]).only(run)
+            if len(found) > 1:
+                raise UsageError(f"{series[0]} holds several runs; say which of {[*found]}")
+            [loaded] = found.values()
+        else:
+            loaded = load_series(series[0])
         if isinstance(loaded, VolumeSeries):
             return volume_series_figure(loaded)
         if isinstance(loaded, FlatSeries):

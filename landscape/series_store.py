@@ -27,7 +27,15 @@ from landscape.store import SCHEMA, atomic_h5, load, open_untrusted, read_shaped
 from landscape.volume_series import VolumeSeries
 from landscape.volume_series_store import read_volume_series, write_volume_series
 
-__all__ = ["collect_files", "content", "kind_of", "load_series", "save_series"]
+__all__ = [
+    "collect_files",
+    "content",
+    "kind_of",
+    "load_series",
+    "read_series",
+    "save_series",
+    "write_series",
+]
 
 # Axes of every array, and what stands for them at module blocks: xarray refuses a child's axis
 # that shares a parent's name.
@@ -53,14 +61,15 @@ _ARRAYS: Mapping[str, tuple[str, ...]] = {
 _NUMBERS: Mapping[str, type] = {"n": int, "overlap_size": int, "bandwidth": float}
 
 
-def kind_of(path: Path | str) -> Literal["result", "series"]:
-    """Whether a file is the result of one checkpoint or a series.
+def kind_of(path: Path | str) -> Literal["result", "series", "sweep"]:
+    """Whether a file is the result of one checkpoint, a series, or the series of a sweep's runs.
 
     Raises:
         ResultFileError: it is neither.
     """
     with open_untrusted(path) as file:
-        return "series" if file.attrs.get("kind") == "series" else "result"
+        kind = file.attrs.get("kind")
+        return kind if kind in ("series", "sweep") else "result"
 
 
 def collect_files(paths: Sequence[Path]) -> Series | VolumeSeries | FlatSeries:
@@ -129,37 +138,42 @@ def save_series(path: Path, series: Series | VolumeSeries | FlatSeries) -> None:
         ResultFileError: the folder cannot be written.
     """
     with atomic_h5(path) as file:
-        for name, value in (
-            ("schema", SCHEMA),
-            ("kind", "series"),
-            ("of", _kind(series)),
-            ("command", "collect"),
-            ("content", content(series)),
-            ("config", json.dumps(dict(series.config), default=str)),
-            ("task", _text(series.task)),
-            ("numbered", series.numbered),
-            ("n_parameters", series.n_parameters),
-            ("n_examples", series.n_examples),
-            ("warnings", json.dumps(series.warnings)),
-            ("notices", json.dumps(series.notices)),
-        ):
-            file.attrs[name] = value
-        run = file.create_group("run", track_order=True)
-        write_array(run, "step", series.step, ("step",))
-        for name in _RUN:
-            write_array(run, name, getattr(series, name), ("step",))
-        for name in _RUN_TEXT:
-            # Not in attributes: those hold 64 kB at most.
-            texts = np.array([_text(t) for t in getattr(series, name)], dtype=object)
-            data = run.create_dataset(name, data=texts, dtype=h5py.string_dtype())
-            data.dims[0].attach_scale(run["step"])
-        if isinstance(series, VolumeSeries):
-            write_volume_series(file, series)
-        elif isinstance(series, FlatSeries):
-            write_flat_series(file, series)
-        else:
-            for operator in series.operators.values():
-                _write_operator(file, series.step, operator)
+        file.attrs["schema"] = SCHEMA
+        file.attrs["command"] = "collect"
+        write_series(file, series)
+
+
+def write_series(group: h5py.Group, series: Series | VolumeSeries | FlatSeries) -> None:
+    """Write a series into a group."""
+    for name, value in (
+        ("kind", "series"),
+        ("of", _kind(series)),
+        ("content", content(series)),
+        ("config", json.dumps(dict(series.config), default=str)),
+        ("task", _text(series.task)),
+        ("numbered", series.numbered),
+        ("n_parameters", series.n_parameters),
+        ("n_examples", series.n_examples),
+        ("warnings", json.dumps(series.warnings)),
+        ("notices", json.dumps(series.notices)),
+    ):
+        group.attrs[name] = value
+    run = group.create_group("run", track_order=True)
+    write_array(run, "step", series.step, ("step",))
+    for name in _RUN:
+        write_array(run, name, getattr(series, name), ("step",))
+    for name in _RUN_TEXT:
+        # Not in attributes: those hold 64 kB at most.
+        texts = np.array([_text(t) for t in getattr(series, name)], dtype=object)
+        data = run.create_dataset(name, data=texts, dtype=h5py.string_dtype())
+        data.dims[0].attach_scale(run["step"])
+    if isinstance(series, VolumeSeries):
+        write_volume_series(group, series)
+    elif isinstance(series, FlatSeries):
+        write_flat_series(group, series)
+    else:
+        for operator in series.operators.values():
+            _write_operator(group, series.step, operator)
 
 
 def _kind(series: TrainingSeries) -> str:
@@ -178,7 +192,7 @@ def _place(name: str) -> str:
     return f"operator/{name}"
 
 
-def _write_operator(file: h5py.File, step: NDArray[np.int64], operator: OperatorSeries) -> None:
+def _write_operator(file: h5py.Group, step: NDArray[np.int64], operator: OperatorSeries) -> None:
     group = file.require_group(_place(operator.operator))
     prefix = "module_" if MODULES in operator.operator else ""
     axes = {
@@ -215,26 +229,36 @@ def load_series(path: Path | str) -> Any:
         ResultFileError: it is no series file, or damaged.
     """
     with open_untrusted(path) as file:
-        if file.attrs.get("kind") != "series":
+        kind = file.attrs.get("kind")
+        if kind == "sweep":
+            raise ResultFileError(
+                f"{path} holds the series of several runs; read it with landscape.load_sweep"
+            )
+        if kind != "series":
             raise ResultFileError(
                 f"{path} is the result of one checkpoint, not a series; expected a file of "
                 "landscape collect"
             )
-        rows = _read_rows(file)
-        if file.attrs.get("of") == "volume":
-            return read_volume_series(file, rows)
-        if file.attrs.get("of") == "flat":
-            return read_flat_series(file, rows)
-        operators, t = {}, len(rows["step"])
-        for name, node in file["operator"].items():
-            operators[name] = _read_operator(node, name, t)
-            for module, block in node["modules"].items() if "modules" in node else ():
-                label = f"{name}{MODULES}{module}"
-                operators[label] = _read_operator(block, label, t)
-        return Series(**rows, operators=operators)
+        return read_series(file)
 
 
-def _read_rows(file: h5py.File) -> dict[str, Any]:
+def read_series(file: h5py.Group) -> Any:
+    """The series that a file or a group holds; damage is reported by the caller."""
+    rows = _read_rows(file)
+    if file.attrs.get("of") == "volume":
+        return read_volume_series(file, rows)
+    if file.attrs.get("of") == "flat":
+        return read_flat_series(file, rows)
+    operators, t = {}, len(rows["step"])
+    for name, node in file["operator"].items():
+        operators[name] = _read_operator(node, name, t)
+        for module, block in node["modules"].items() if "modules" in node else ():
+            label = f"{name}{MODULES}{module}"
+            operators[label] = _read_operator(block, label, t)
+    return Series(**rows, operators=operators)
+
+
+def _read_rows(file: h5py.Group) -> dict[str, Any]:
     """The fields that all series have."""
     run = file["run"]
     step = read_shaped(run, "step", (None,)).astype(np.int64)

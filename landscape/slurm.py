@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ ACTIVE = {
     *("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING"),
     *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SPECIAL_EXIT", "STAGE_OUT"),
 }
+_AGAIN = 15.0  # Seconds after which a command is told once more to save and leave.
 _PATIENCE = 60.0  # Seconds for an answer of Slurm.
 
 
@@ -105,10 +108,17 @@ class UnitJob:
         """At the time limit: let the command save its state, then run the same again."""
         from submitit.helpers import DelayedSubmission
 
+        # This runs inside a signal handler: Popen's own methods may be waiting for their lock.
         for process in _RUNNING:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            process.wait()
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                clock = -math.inf
+                while (
+                    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+                ):
+                    if time.monotonic() - clock > _AGAIN:
+                        os.kill(process.pid, signal.SIGTERM)
+                        clock = time.monotonic()
+                    time.sleep(0.1)
         record = record_of(self.unit)
         if record is not None:
             _write(self.unit, replace(record, requeues=record.requeues + 1))

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from landscape.disk_file import DiskFile
 from landscape.errors import LandscapeError, ResultFileError
 from landscape.results import (
     MODULES,
@@ -58,22 +59,25 @@ def atomic_h5(path: Path) -> Iterator[h5py.File]:
     """Write an HDF5 file that appears under its name only when it is complete and on disk.
 
     Raises:
-        ResultFileError: the folder cannot be written.
+        ResultFileError: the folder cannot be written, or the disk or the quota is full.
     """
     # Unique by host and process: two jobs with one key never write into each other's file.
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w", track_order=True) as file:
-            yield file
-        with open(temporary, "rb+") as raw:
-            os.fsync(raw.fileno())
+        with contextlib.closing(DiskFile(temporary)) as disk:
+            try:
+                with h5py.File(disk, "w", track_order=True) as file:
+                    yield file
+            except Exception:
+                disk.check()  # What HDF5 says after it is not the cause.
+                raise
+            disk.finish()
+        disk.check()
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise ResultFileError(
-            f"cannot write {path}: {error.strerror or error}. Choose another folder with --out"
-        ) from error
+        raise ResultFileError.of(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -213,9 +217,9 @@ def _axis_of(name: str) -> Callable[[str], str]:
     return (lambda axis: f"module_{axis}") if MODULES in name else (lambda axis: axis)
 
 
-def group_at(file: h5py.File, path: str) -> h5py.Group:
+def group_at(file: h5py.Group, path: str) -> h5py.Group:
     """The group of that path, made where it is missing."""
-    group: h5py.Group = file
+    group = file
     for part in path.split("/"):
         group = group[part] if part in group else group.create_group(part, track_order=True)
     return group
@@ -407,10 +411,10 @@ def load(path: Path | str) -> Any:
         ResultFileError: see :func:`open_untrusted`.
     """
     with open_untrusted(path) as file:
-        if file.attrs.get("kind") == "series":
+        if (kind := file.attrs.get("kind")) in ("series", "sweep"):
             raise ResultFileError(
-                f"{path} is a series of many checkpoints, not one result; read it with "
-                "landscape.load_series"
+                f"{path} is a {kind} of many checkpoints, not one result; read it with "
+                f"landscape.load_{kind}"
             )
         info = read_fields(RunInfo, file, "")
         indices = read_array(file["data"], "indices") if "data" in file else None

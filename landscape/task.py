@@ -55,6 +55,7 @@ class Task:
         symmetries: what :mod:`landscape.flat` cannot see in the module graph; each is checked.
         convert_weights: the model's state dict from (model, a checkpoint's tensors by name), where
             the file has other names than the model; it may change the model.
+        batch_size: largest micro-batch, in examples, where none is asked for; 1024 unless given.
         files: what else defines the loss beside code, weights and data, such as a configuration;
             their content is part of a result's identity.
     """
@@ -66,6 +67,7 @@ class Task:
     initialise: Callable[[nn.Module, Generator], None] | None = None
     symmetries: Sequence[DeclaredSymmetry] = ()
     convert_weights: Callable[[nn.Module, dict[str, Tensor]], Mapping[str, Tensor]] | None = None
+    batch_size: int | None = None
     files: Sequence[str | os.PathLike[str]] = ()
     _criterion: Criterion = field(init=False, repr=False, compare=False)
 
@@ -78,6 +80,11 @@ class Task:
             raise TaskError(
                 f"the task's symmetries are a {type(self.symmetries).__name__}; expected a list of "
                 "landscape.DeclaredSymmetry"
+            )
+        size = self.batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise TaskError(
+                f"the task's batch_size is {size!r}; expected a positive number of examples"
             )
         object.__setattr__(self, "_criterion", as_criterion(self.criterion))
 

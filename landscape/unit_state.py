@@ -36,7 +36,7 @@ _STARTED = "Starting with JobEnvironment"  # A line of the log that begins an at
 _ENDS: tuple[tuple[State, str], ...] = (
     ("out of memory", r"oom.kill|out.of.memory|exceeded.*memory limit"),
     ("timed out", r"DUE TO TIME LIMIT|timed-out too many times"),
-    ("cancelled", r"CANCELLED AT"),
+    ("cancelled", r"CANCELLED AT(?!.*REQUEUE)"),
 )
 _LISTED: Mapping[str, State] = {
     "OUT_OF_MEMORY": "out of memory",

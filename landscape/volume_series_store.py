@@ -18,7 +18,7 @@ _CURVES = tuple(field.name for field in fields(MethodSeries) if field.name != "m
 _BY_CLASS = ("counts", "nats")
 
 
-def write_volume_series(file: h5py.File, series: VolumeSeries) -> None:
+def write_volume_series(file: h5py.Group, series: VolumeSeries) -> None:
     """Write everything but what all series have."""
     write_array(file["run"], "n_forward", series.n_forward, ("step",))
     for name, method in series.methods.items():
@@ -31,14 +31,14 @@ def write_volume_series(file: h5py.File, series: VolumeSeries) -> None:
         write_array(group, name, getattr(series, name), ("step", "cutoff", "class"))
 
 
-def _with_axes(file: h5py.File, path: str, series: VolumeSeries) -> h5py.Group:
+def _with_axes(file: h5py.Group, path: str, series: VolumeSeries) -> h5py.Group:
     group = group_at(file, path)
     write_array(group, "step", series.step, ("step",))
     write_array(group, "cutoff", series.cutoff, ("cutoff",))
     return group
 
 
-def read_volume_series(file: h5py.File, rows: dict[str, Any]) -> VolumeSeries:
+def read_volume_series(file: h5py.Group, rows: dict[str, Any]) -> VolumeSeries:
     """The series that a file holds.
 
     Args:

@@ -25,6 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "examples").glob("*/README.md"))
 # Its packages are not installed beside others.
 THIRD_PARTY = ROOT / "examples" / "third_party" / "README.md"
+LONG = [ROOT / "examples" / name / "README.md" for name in ("lightning_run", "timm_classifier")]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 # Installation: needs a network or a fresh machine, and is what continuous integration does.
@@ -130,7 +131,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if p != THIRD_PARTY], ids=lambda p: str(p.relative_to(ROOT))
+    "page",
+    [
+        pytest.param(page, id=name, marks=pytest.mark.slow if page in LONG else ())
+        for page, name in zip(PAGES, IDS, strict=True)
+        if page != THIRD_PARTY
+    ],
 )
 def test_every_command_and_python_block_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -159,6 +165,8 @@ def run_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run every command and Python block of a page in the working directory."""
     namespace: dict[str, object] = {"__name__": "__handbook__"}
     for block in blocks(page):
+        if block.note == "<!-- slurm -->":
+            continue  # tests/cli/test_slurm.py runs these.
         if block.language in ("console", "bash"):
             for command, expected in block.commands():
                 if any(pattern.fullmatch(command) for pattern in NOT_RUN):

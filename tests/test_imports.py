@@ -38,7 +38,7 @@ LAYERS = [
     {"led"},
     {"criteria", "paths", "pickle_scan", "sniffing", "tasks"},
     {"folders", "pickles", "states"},
-    {"lock", "resources"},
+    {"lock", "resources", "disk_file"},
     {"sweep_file"},
     {"jobs"},
     {"unit_process"},
@@ -65,6 +65,7 @@ LAYERS = [
     {"store", "record_store", "volume_store", "anneal_store", "flat_store"},
     {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
     {"series_store"},
+    {"sweep_store"},
     {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"},
     {"measurement"},
     {"prior_measurement"},
@@ -89,6 +90,7 @@ OUTER = {
     "series_store",
     "series_plot",
     "step_axis",
+    "sweep_store",
     "volume_plot",
     "volume_runs",
     "volume_series_plot",
@@ -182,6 +184,7 @@ def test_krylov_knows_nothing_of_networks():
 
 def test_figures_need_no_torch():
     light = {"errors", "results", "smoothing", "store", "text", "log_density", "agreement"}
+    light |= {"disk_file", "sweep_store"}
     light |= {"series", "series_records", "series_store", "series_plot", "step_axis", "plotting"}
     light |= {"volume_plot", "volume_series", "volume_series_plot", "volume_series_store"}
     light |= {"volume_store", "anneal_plot", "anneal_store", "record_store", "volume", "flat"}
@@ -201,6 +204,7 @@ def test_commands_import_late(path):
         "measuring.py",
         "merging.py",
         "hessian_job.py",
+        "batch_collect.py",
         "flat_job.py",
         "volume_job.py",
     ) or path.stem.startswith("render"):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from landscape.errors import TaskError, UsageError
+from landscape.tasks._common import fitting_batch
 from landscape.tasks._files import existing, read_arrays, read_text
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -157,6 +158,23 @@ def _from_arrays(path: Path) -> Labelled:
         f"{path}: images of shape {tuple(images.shape)} and type {images.dtype}; expected uint8 of "
         "shape (N, H, W) or (N, H, W, 3), or floating point of shape (N, C, H, W)"
     )
+
+
+def fitting_images(model: nn.Module, forward: Callable[[nn.Module, Any], Tensor], data: Any) -> int:
+    """:func:`landscape.tasks._common.fitting_batch` by the first image.
+
+    Raises:
+        TaskError: the network does not take it.
+    """
+    first = tuple(t[:1] for t in data) if isinstance(data, tuple) else [t[None] for t in data[0]]
+    own = next(model.parameters()).dtype
+    try:
+        return fitting_batch(model, forward, (first[0].to(own), first[1]))
+    except Exception as error:
+        raise TaskError(
+            f"the network does not take inputs of shape {tuple(first[0].shape)} "
+            f"({type(error).__name__}: {error}); check the size of the images"
+        ) from error
 
 
 def check_labels(labelled: Labelled, classes: int) -> None:

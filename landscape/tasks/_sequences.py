@@ -129,7 +129,7 @@ def lay_out(documents: Sequence[Document], length: int, layout: str) -> dict[str
     Raises:
         UsageError: no token is predicted.
     """
-    if layout == "windows":
+    if layout == "windows" and documents:
         ids, labels = (torch.cat(parts) for parts in zip(*documents, strict=True))
         documents = [(ids, labels)]
     pieces = [

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from landscape.errors import TaskError, UsageError
 from landscape.task import Task
-from landscape.tasks._common import check_choice, check_integer
+from landscape.tasks._common import check_choice, check_integer, fitting_batch
 from landscape.tasks._files import ARRAYS, existing
 from landscape.tasks._hugging_face import (
     EXTRA,
@@ -94,6 +94,7 @@ def build(
     batch = lay_out(sequences, _length(length, longest, found.positions), layout)
     forward = _packed_forward if layout == "packed" else _forward
     _require_apart(found, forward, packed=layout == "packed")
+    widest = {name: value[:1] for name, value in batch.items()}
     return Task(
         model=found.model,
         data=[batch],
@@ -101,6 +102,7 @@ def build(
         forward=forward,
         initialise=found.initialise,
         convert_weights=found.convert,
+        batch_size=fitting_batch(found.model, forward, widest),
         files=found.files,
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from landscape.errors import TaskError, UsageError
 from landscape.task import Task
-from landscape.tasks._common import check_integer
+from landscape.tasks._common import check_integer, fitting_batch
 from landscape.tasks._files import TABLES, existing, read_table
 from landscape.tasks._hugging_face import (
     EXTRA,
@@ -86,6 +86,8 @@ def build(
         )
     texts = [[str(value) for value in table[name].fillna("")] for name in (text, pair) if name]
     batch = _encode(found, tokenizer, texts, length)
+    longest = int(batch["attention_mask"].sum(-1).argmax())
+    widest = {name: value[longest : longest + 1] for name, value in batch.items()}
     return Task(
         model=found.model,
         data=[{**batch, "labels": targets}],
@@ -93,6 +95,7 @@ def build(
         forward=_forward,
         initialise=found.initialise,
         convert_weights=found.convert,
+        batch_size=fitting_batch(found.model, _forward, widest),
         files=found.files,
     )
 

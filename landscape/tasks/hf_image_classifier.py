@@ -18,7 +18,7 @@ from landscape.tasks._hugging_face import (
     model_folder,
     quiet,
 )
-from landscape.tasks._images import Transform, check_labels, read_images
+from landscape.tasks._images import Transform, check_labels, fitting_images, read_images
 
 __all__ = ["build"]
 
@@ -62,9 +62,11 @@ def build(
     check_labels(labelled, int(found.config.num_labels))
     channels = int(getattr(found.config, "num_channels", 3))
     transform, files = _processor(found) if labelled.inputs is None else (None, ())
+    examples = labelled.data(transform, channels)
     return Task(
         model=found.model,
-        data=labelled.data(transform, channels),
+        data=examples,
+        batch_size=fitting_images(found.model, _forward, examples),
         criterion="cross_entropy",
         forward=_forward,
         initialise=found.initialise,

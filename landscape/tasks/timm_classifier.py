@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from landscape.errors import TaskError, UsageError
-from landscape.task import Task
+from landscape.task import Task, default_forward
 from landscape.tasks._common import check_integer, initialise_by
 from landscape.tasks._extras import optional
 from landscape.tasks._files import read_json
-from landscape.tasks._images import check_labels, read_images
+from landscape.tasks._images import check_labels, fitting_images, read_images
 
 __all__ = ["build"]
 
@@ -65,6 +65,8 @@ def build(
         raise UsageError(f"setting options={options!r}: expected a table, as in {{img_size=32}}")
     own = {**config.get("model_args", {}), **(options or {})}
     own |= {"pretrained": False, "num_classes": count, "in_chans": channels}
+    # Neither a configuration nor an option makes it read or fetch another file.
+    own |= dict.fromkeys(("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"))
 
     def create() -> nn.Module:
         made: nn.Module = timm.create_model(name, **own)
@@ -87,10 +89,12 @@ def build(
         if len(resolved[key]) != channels:
             resolved[key] = (sum(resolved[key]) / len(resolved[key]),) * channels
     transform = timm.data.create_transform(**resolved, is_training=False)
+    examples = labelled.data(transform, channels)
     return Task(
         model=built,
-        data=labelled.data(transform, channels),
+        data=examples,
         criterion="cross_entropy",
+        batch_size=fitting_images(built, default_forward, examples),
         initialise=initialise_by(create),
         files=files,
         convert_weights=_convert,

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from landscape.errors import TaskError, UsageError
-from landscape.task import Task
+from landscape.task import Task, default_forward
 from landscape.tasks._common import check_integer, initialise_by
 from landscape.tasks._extras import optional
-from landscape.tasks._images import Transform, check_labels, read_images
+from landscape.tasks._images import Transform, check_labels, fitting_images, read_images
 
 __all__ = ["build"]
 
@@ -76,10 +76,12 @@ def build(
             "options="
         ) from error
     transform = _transform(models, model, size)
+    examples = labelled.data(transform, 3)
     return Task(
         model=built,
-        data=labelled.data(transform, 3),
+        data=examples,
         criterion="cross_entropy",
+        batch_size=fitting_images(built, default_forward, examples),
         initialise=initialise_by(create),
     )
 

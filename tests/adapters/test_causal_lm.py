@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 
-from landscape import Risk, load, resolve_task
+from landscape import HessianOptions, Risk, Settings, hessian_spectrum, load, resolve_task
 from landscape.checkpoint import read_checkpoint
 from landscape.data import materialise
 from landscape.errors import LandscapeError, TaskError, UsageError
@@ -115,7 +115,7 @@ def test_spectrum_and_volume_equal_those_of_the_plain_state_dict(tmp_path: Path,
     torch.save(rows, tmp_path / "rows.pt")
     torch.save(model.state_dict(), tmp_path / "plain.pt")
     (tmp_path / "task.py").write_text(TASK_FILE)
-    adapter = [str(folder / "model.safetensors"), "--task", "hf-causal-lm"]
+    adapter = [str(folder), "--task", "hf-causal-lm"]
     adapter += ["--set", f"text={tmp_path / 'tokens.npy'}", "--dtype", "float32"]
     plain = [str(tmp_path / "plain.pt"), "--task", str(tmp_path / "task.py"), "--dtype", "float32"]
     plain += ["--set", f"tokens={tmp_path / 'rows.pt'}", "--set", f"folder={folder}"]
@@ -158,7 +158,7 @@ def test_the_spectrum_of_a_two_layer_llama_is_that_of_its_dense_hessian(
     dense = torch.func.hessian(loss)(risk.space.vector())
     assert float((dense - dense.T).abs().max()) < 1e-13 * float(dense.abs().max())
     expected = torch.linalg.eigvalsh(dense)
-    arguments = [str(llama / "model.safetensors"), "--task", "hf-causal-lm", "--no-density"]
+    arguments = [str(llama), "--task", "hf-causal-lm", "--no-density"]
     arguments += ["--set", f"text={tmp_path / 'tokens.npy'}", "--dtype", "float64"]
     arguments += ["--top", "8", "--bottom", "8", "--method", "lanczos"]
     found = measured(tmp_path, "out", ["hessian", *arguments]).spectra["hessian"].eigenvalues
@@ -287,6 +287,20 @@ class TestLayouts:
         assert shapes == {"file": (1, 9), "lines": (3, 3), "paragraphs": (2, 5)}
 
 
+def test_micro_batches_are_as_large_as_memory_allows(llama: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", tokens(3).numpy())
+    small = task_for(llama, text=tmp_path / "tokens.npy")
+    assert small.batch_size == 1024
+    config = transformers.LlamaConfig(**{**ROTARY, "vocab_size": 100_000})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
+    np.save(tmp_path / "tokens.npy", tokens(60).numpy())
+    wide = task_for(tmp_path / "wide", text=tmp_path / "tokens.npy")
+    # Logits twice, of the last layer and of the model: 6e5 numbers each.
+    assert 2**26 // 1_210_000 <= wide.batch_size <= 2**26 // 1_200_000
+    assert Risk(wide, materialise(wide.data), dtype=torch.float32).n_batches == 2
+    assert Risk(wide, materialise(wide.data), batch_size=60, dtype=torch.float32).n_batches == 1
+
+
 class TestWeights:
     """Names in files that the model does not use itself."""
 
@@ -315,6 +329,32 @@ class TestWeights:
             found = model(input_ids=rows[:, :-1]).logits
         expected = functional.cross_entropy(found.flatten(0, 1), rows[:, 1:].flatten())
         assert risk.loss() == pytest.approx(float(expected), rel=1e-5)
+
+    @pytest.mark.parametrize("form", ["shards", "bin", "bfloat16"])
+    def test_other_forms_of_a_folder(self, tmp_path: Path, form: str) -> None:
+        model = save_model(tmp_path / "whole", "llama")
+        if form == "bfloat16":  # Exact in every wider type.
+            model.bfloat16().save_pretrained(tmp_path / "other")
+            model.float().save_pretrained(tmp_path / "whole")
+        elif form == "shards":
+            model.save_pretrained(tmp_path / "other", max_shard_size="2KB")
+            assert len([*(tmp_path / "other").glob("*.safetensors")]) > 1
+        else:
+            model.config.save_pretrained(tmp_path / "other")
+            torch.save(model.state_dict(), tmp_path / "other" / "pytorch_model.bin")
+        np.save(tmp_path / "tokens.npy", tokens(3).numpy())
+        losses = []
+        for name in ("whole", "other"):
+            text = {"text": str(tmp_path / "tokens.npy")}
+            found = hessian_spectrum(
+                "hf-causal-lm",
+                tmp_path / name,
+                settings=Settings(dtype="float64"),
+                options=HessianOptions(top=1, density=False, method="lanczos"),
+                task_settings=text,
+            )
+            losses.append(found.info.loss)
+        assert losses[0] == losses[1]
 
     def test_weights_that_do_not_fit_are_named(self, llama: Path, tmp_path: Path, capsys) -> None:
         np.save(tmp_path / "tokens.npy", tokens(3).numpy())
@@ -441,6 +481,30 @@ class TestWrongUse:
         (llama / "config.json").write_text(text)
         with pytest.raises(LandscapeError, match=r"config\.json"):
             task_for(llama, text=good)
+
+    def test_a_tokenizer_whose_code_would_have_to_run(self, llama: Path, tmp_path: Path) -> None:
+        save_tokenizer(llama)
+        settings = json.loads((llama / "tokenizer_config.json").read_text())
+        settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+        (llama / "tokenizer_config.json").write_text(json.dumps(settings))
+        (llama / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        (tmp_path / "a.txt").write_text("to be or not")
+        with pytest.raises(TaskError, match="cannot read the tokenizer"):
+            task_for(llama, text=tmp_path / "a.txt")
+        assert not (tmp_path / "ran").exists()
+
+    def test_a_quantised_model(self, llama: Path, good: Path) -> None:
+        settings = json.loads((llama / "config.json").read_text())
+        settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        (llama / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(TaskError, match="is a quantised model"):
+            task_for(llama, text=good)
+
+    @pytest.mark.parametrize("shape", [(0,), (1,), (0, 5), (3, 1), (3, 0)])
+    def test_arrays_without_a_prediction(self, llama: Path, tmp_path: Path, shape) -> None:
+        np.save(tmp_path / "a.npy", np.zeros(shape, int))
+        with pytest.raises(UsageError, match="no token is predicted"):
+            task_for(llama, text=tmp_path / "a.npy")
 
     def test_no_configuration(self, llama: Path, good: Path) -> None:
         (llama / "config.json").unlink()

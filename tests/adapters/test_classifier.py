@@ -137,7 +137,7 @@ def test_spectrum_and_volume_equal_those_of_the_plain_state_dict(
         "    data, criterion = [torch.load(batch)], 'cross_entropy'\n"
         "    return Task(model=model, data=data, criterion=criterion, forward=forward)\n"
     )
-    adapter = [str(bert / "model.safetensors"), "--task", "hf-classifier", "--set", f"data={data}"]
+    adapter = [str(bert), "--task", "hf-classifier", "--set", f"data={data}"]
     plain = [str(tmp_path / "plain.pt"), "--task", str(tmp_path / "task.py")]
     plain += ["--set", f"batch={tmp_path / 'batch.pt'}", "--set", f"folder={bert}"]
     results = {}

@@ -221,7 +221,7 @@ class TestVit:
             "model.forward = lambda x: net(pixel_values=x).logits"
         )
         torch.save({f"net.{k}": v for k, v in model.state_dict().items()}, tmp_path / "plain.pt")
-        adapter = [str(tmp_path / "vit" / "model.safetensors"), "--task", "hf-image-classifier"]
+        adapter = [str(tmp_path / "vit"), "--task", "hf-image-classifier"]
         adapter += ["--set", f"data={folder}"]
         plain = [str(tmp_path / "plain.pt"), *plain_task(tmp_path, build)]
         results = []
@@ -290,6 +290,10 @@ def test_a_folder_of_timm_names_the_architecture(folder: Path, tmp_path: Path) -
     image, _ = resolved.task.data[0]
     assert image.shape == (3, 16, 16)
     assert -0.5 <= float(image.min()) < float(image.max()) <= 4.5 + 1e-6
+    hostile = {**VIT, "checkpoint_path": str(tmp_path / "other.pt"), "pretrained": True}
+    (tmp_path / "other.pt").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": hostile}))
+    resolve_task("timm", {"data": str(folder)}, checkpoint=tmp_path / "model.pt")
     (tmp_path / "config.json").write_text(json.dumps({**config, "architecture": "hf-hub:a/b"}))
     with pytest.raises(UsageError, match="'hf-hub:a/b', which timm does not have"):
         resolve_task("timm", {"data": str(folder)}, checkpoint=tmp_path / "model.pt")

@@ -109,7 +109,7 @@ def test_spectrum_and_volume_equal_those_of_the_plain_state_dict(
         "    data, criterion = (rows[:, :-1], rows[:, 1:]), 'cross_entropy'\n"
         "    return Task(model=model, data=data, criterion=criterion, forward=forward)\n"
     )
-    adapter = [str(adapters / "adapter_model.safetensors"), "--task", "hf-causal-lm"]
+    adapter = [str(adapters), "--task", "hf-causal-lm"]
     adapter += ["--set", f"text={tmp_path / 'tokens.npy'}"]
     plain = [str(tmp_path / "plain.pt"), "--task", str(tmp_path / "task.py")]
     plain += ["--set", f"rows={tmp_path / 'rows.pt'}", "--set", f"base={base}"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +16,11 @@ import numpy as np
 import pytest
 import slurm_cluster
 
+import landscape
+
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
 checkpoints = ["runs/*"]
 task = "task.py"
@@ -133,6 +138,10 @@ def wait(cli, sweep, *, seconds=200, watch=lambda found: None) -> dict[str, dict
         time.sleep(1)
 
 
+def _name(row) -> str:
+    return f"{row.command}.{Path(row.checkpoint).stem}"
+
+
 def numbers(path: str) -> dict[str, np.ndarray]:
     """All arrays of a result."""
     arrays = {}
@@ -147,7 +156,16 @@ def numbers(path: str) -> dict[str, np.ndarray]:
 def alone(on_cluster, sweep):
     """``batch run`` of the same, meanwhile."""
     reference = sweep.with_name("reference.toml")
-    command = [sys.executable, "-m", "landscape_cli", "batch", "run", str(reference), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "landscape_cli",
+        "batch",
+        "run",
+        str(reference),
+        "-j2",
+        "--quiet",
+    ]
     with subprocess.Popen(command) as process:
         yield process
         process.terminate()
@@ -197,8 +215,18 @@ def test_a_sweep_of_24_units_with_five_faults(cli, tiny, sweep, alone):
     assert {e["status"] for e in found.values()} == {"complete"}
     assert "nothing to submit" in cli("batch", "submit", sweep).err
 
+    assert cli("batch", "collect", sweep, "-o", tiny.folder / "sweep.h5").code == 0
+    table = landscape.load_sweep(tiny.folder / "sweep.h5").table
+    assert len({(row.checkpoint, row.command) for row in table}) == len(table) == 24
+    assert all(row.complete and row.source == found[_name(row)]["file"] for row in table)
+
     assert alone.wait(200) == 0
-    for name, entry in statuses(cli, tiny.folder / "reference.toml").items():
+    reference = tiny.folder / "reference.toml"
+    assert cli("batch", "collect", reference, "-o", tiny.folder / "reference.h5").code == 0
+    expected = {_name(row): row for row in landscape.load_sweep(tiny.folder / "reference.h5").table}
+    for row in table:
+        assert (row.value, row.loss) == (expected[_name(row)].value, expected[_name(row)].loss)
+    for name, entry in statuses(cli, reference).items():
         ours, theirs = numbers(found[name]["file"]), numbers(entry["file"])
         assert ours.keys() == theirs.keys()
         for array, values in ours.items():
@@ -231,6 +259,18 @@ def test_cancel_takes_back_what_waits_and_what_runs(cli, tiny, sweep):
     found = wait(cli, sweep, seconds=60)
     assert {e["status"] for e in found.values()} == {"cancelled"}
     assert "nothing to do" in cli("batch", "cancel", sweep).err
+
+
+@pytest.mark.usefixtures("on_cluster")
+def test_the_commands_of_the_handbook(cli, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "concepts" / "clusters.md").read_text("utf-8")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^\$ landscape (.*)$", page, re.MULTILINE)
+    assert any("cancel" in command for command in commands)
+    for command in commands:
+        done = cli(*command.split())
+        assert done.code == 0, f"{command}\n{done.err}"
 
 
 @pytest.mark.usefixtures("on_cluster")

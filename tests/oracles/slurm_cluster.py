@@ -58,7 +58,8 @@ def install() -> None:
     """Install Debian's packages where they are missing, without starting their services.
 
     Raises:
-        NoSlurmError: this is not root on Debian, or the packages cannot be had.
+        NoSlurmError: this is not root on Debian.
+        RuntimeError: it is, but the packages cannot be had.
     """
     programs = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
     if os.geteuid() != 0:
@@ -66,7 +67,7 @@ def install() -> None:
     if all(map(shutil.which, programs)):
         return
     if shutil.which("apt-get") is None:
-        raise NoSlurmError("Slurm is not installed, and there is no apt-get to install it with")
+        raise NoSlurmError("Slurm is not installed, and this is not Debian")
     policy = Path("/usr/sbin/policy-rc.d")
     ours = not policy.exists()
     if ours:
@@ -79,7 +80,7 @@ def install() -> None:
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if command is packages and done.returncode == 0:
                 return
-        raise NoSlurmError(f"apt-get cannot install {PACKAGES}: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"apt-get cannot install {PACKAGES}: {done.stderr.strip()[-300:]}")
     finally:
         if ours:
             policy.unlink()
@@ -93,7 +94,7 @@ def slurm(folder: Path) -> Iterator[Path]:
         the configuration file, for ``SLURM_CONF``.
 
     Raises:
-        NoSlurmError: it did not come up.
+        RuntimeError: it did not come up.
     """
     for name in ("state", "spool/n1", "spool/n2", "log", "run"):
         (folder / name).mkdir(parents=True)
@@ -157,7 +158,7 @@ def _wait(ready: object, folder: Path, running: list[subprocess.Popen[bytes]]) -
         ended = [p.args for p in running if p.poll() is not None]
         if ended or time.monotonic() > deadline:
             logs = "\n".join(p.read_text(errors="replace")[-800:] for p in folder.glob("log/*"))
-            raise NoSlurmError(f"the daemons did not come up (ended: {ended})\n{logs}")
+            raise RuntimeError(f"the daemons did not come up (ended: {ended})\n{logs}")
         time.sleep(0.1)
 
 
