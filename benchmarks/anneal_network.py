@@ -58,7 +58,6 @@ def trained(size: Size) -> tuple[Task, TrainingPoint]:
         "digits-mlp", setting, steps=size.steps, checkpoints=1, out=out, overwrite=True
     )
     task = resolve_task("digits-mlp", setting).task
-    # The seed of a run chooses its examples, too: here all seeds get those of seed 0.
     chosen = materialise(task.data, examples=size.examples, seed=0).indices
     data: Any = task.data
     return dataclasses.replace(task, data=tuple(part[chosen] for part in data)), point

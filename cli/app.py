@@ -18,9 +18,11 @@ from landscape_cli import (
     batch,
     check,
     collect,
+    convert,
     demo,
     flat,
     hessian,
+    init_task,
     inspect,
     plot,
     show,
@@ -41,7 +43,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _module in (demo, train, inspect, check, hessian, volume, flat, batch, collect, show, plot):
+for _module in (
+    *(demo, train, inspect, convert, init_task, check),
+    *(hessian, volume, flat, batch, collect, show, plot),
+):
     _module.register(app)
 
 
@@ -128,12 +133,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _begin(arguments: Sequence[str]) -> None:
     """Start the report; of several processes of one analysis the first speaks."""
-    command, said = _command(arguments), {"json": "--json" in arguments, "argv": arguments}
-    REPORT.begin(command=command, **said)  # type: ignore[arg-type]
+    command = _command(arguments)
+    REPORT.begin(json="--json" in arguments, command=command, argv=arguments)
     launch = launched()
     if launch is None:
         return
-    REPORT.begin(command=command, silent=launch.rank > 0, **said)  # type: ignore[arg-type]
+    REPORT.silent = launch.rank > 0
     if command not in _SEVERAL and not {"--help", "-h"} & set(arguments):
         raise UsageError(
             f"landscape {command} works in one process, but torchrun or srun started "

@@ -15,25 +15,36 @@ __all__ = ["register"]
 def check(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint.")],
     common: Common,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="gpus=P,...",
+            help="Predict memory and time over P processes: gpus=64,parameters=7e9,memory=80GB.",
+        ),
+    ] = None,
 ) -> None:
     """Is the loss deterministic, smooth and differentiable twice; and what does a product cost.
 
     Evaluates the loss twice, tests the symmetry of Hessian-vector products, names non-smooth
     functions, and prints the time of one product and the memory of the kept gradient graphs.
-    Writes no file.
+    With --plan also predicts what a spectrum costs over many processes. Writes no file.
     """
-    from landscape.checkpoint import expand_checkpoints, read_checkpoint
+    from landscape.checkpoint import read_checkpoint
     from landscape.checks import check_risk
+    from landscape.cost import parse_scenario
     from landscape.errors import TaskError, UsageError
+    from landscape.folders import expand_checkpoints
     from landscape.hessian import HessianOptions
     from landscape.runs import HessianRun
     from landscape_cli.measuring import prepare_task, settings_from
+    from landscape_cli.render_plan import plan_table, plan_values, planned
 
+    scenario = None if plan is None else parse_scenario(plan)
     settings = settings_from(common)
     paths = expand_checkpoints([checkpoint])
     if len(paths) != 1:
         raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; check takes one")
-    resolved, data = prepare_task(common, settings)
+    resolved, data = prepare_task(common, settings, paths)
     REPORT.checkpoint = str(paths[0])
     stored = read_checkpoint(
         paths[0], weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
@@ -54,6 +65,12 @@ def check(
         )
     for warning in warnings:
         REPORT.warn(warning)
+    values = dataclasses.asdict(report)
+    prediction = None
+    if scenario is not None:
+        number = _number_bytes(run.config["dtype"])
+        prediction = planned(report, scenario, number)
+        values["plan_over_processes"] = plan_values(scenario, prediction[1])
     REPORT.add(
         {
             "file": None,
@@ -61,11 +78,13 @@ def check(
             "step": stored.step,
             "status": "complete" if report.symmetric else "failed",
             "config": run.config,
-            "values": dataclasses.asdict(report),
+            "values": values,
             "warnings": warnings,
         }
     )
     REPORT.table(_table(report, printable(paths[0]), run.config))
+    if scenario is not None and prediction is not None:
+        REPORT.table(plan_table(prediction[0], scenario, prediction[1]))
     if not report.symmetric:
         raise TaskError(
             f"Hessian-vector products are not symmetric: |u'Hv - v'Hu| is {report.asymmetry:.1e} "
@@ -78,6 +97,7 @@ def _table(report: Any, title: str, config: dict[str, Any]) -> Any:
     from rich.table import Table
 
     from landscape.spectrum import EXACT_LIMIT
+    from landscape_cli.render_amounts import amount_of_bytes, amount_of_time
 
     table = Table(title=title, show_header=False, title_justify="left", box=None)
     table.add_column(style="bold")
@@ -90,46 +110,37 @@ def _table(report: Any, title: str, config: dict[str, Any]) -> Any:
     table.add_row("gradient norm", f"{report.gradient_norm:.3g}")
     table.add_row("symmetry", f"{report.asymmetry:.1e} (allowed {report.rounding:.1e})")
     table.add_row("smooth", "no: " + ", ".join(report.non_smooth) if report.non_smooth else "yes")
-    table.add_row("forward pass", _time(report.forward_seconds))
-    table.add_row("gradient", _time(report.gradient_seconds))
+    table.add_row("forward pass", amount_of_time(report.forward_seconds))
+    table.add_row("gradient", amount_of_time(report.gradient_seconds))
     table.add_row(
         "one product",
-        f"{_time(product)}, {product / max(report.gradient_seconds, 1e-9):.1f} gradients "
-        f"({config['dtype']}; the first one {_time(report.build_seconds)})",
+        f"{amount_of_time(product)}, {product / max(report.gradient_seconds, 1e-9):.1f} gradients "
+        f"({config['dtype']}; the first one {amount_of_time(report.build_seconds)})",
     )
     table.add_row(
         "gradient graphs",
-        f"{_bytes(plan.graph_bytes)} per micro-batch; {plan.n_kept} of {plan.n_batches} kept "
-        f"within {_bytes(plan.budget)}"
+        f"{amount_of_bytes(plan.graph_bytes)} per micro-batch; {plan.n_kept} of {plan.n_batches} "
+        f"kept within {amount_of_bytes(plan.budget)}"
         + (f", {report.rebuilt} rebuilt for every product" if report.rebuilt else ""),
     )
-    element = 8 if config["dtype"] == "float64" else 4
-    table.add_row("Krylov basis", f"{_bytes(report.n_parameters * element)} per vector")
+    vector = report.n_parameters * _number_bytes(config["dtype"])
+    table.add_row("Krylov basis", f"{amount_of_bytes(vector)} per vector")
     if report.n_parameters <= EXACT_LIMIT:
-        whole = _time(report.n_parameters * product)
+        whole = amount_of_time(report.n_parameters * product)
         table.add_row("expect", f"the whole matrix in at most {whole}, before its eigenvalues")
     else:
-        top10, density = _time(60 * product), _time(800 * product)
+        top10, density = amount_of_time(60 * product), amount_of_time(800 * product)
         table.add_row("expect", f"top 10 in about {top10}, density in about {density}")
     return table
 
 
+def _number_bytes(dtype: str) -> int:
+    """Bytes of a number of a Krylov vector, which bfloat16 products have in float32."""
+    return 8 if dtype == "float64" else 4
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "es")
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GB"
 
 
 def register(app: typer.Typer) -> None:
@@ -139,5 +150,6 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "landscape check model.safetensors --task digits-mlp",
             "landscape check model.pt --task my_task.py --dtype float32 --batch-size 256",
+            "landscape check model.pt --task my_task.py --plan gpus=64,examples=1e6,memory=80GB",
         ),
     )(check)

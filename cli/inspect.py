@@ -12,7 +12,9 @@ __all__ = ["register"]
 
 
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CKPT", help="A checkpoint: a file or a folder.")
+    ],
     weights_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Where the weights are inside the checkpoint.")
     ] = None,
@@ -26,21 +28,25 @@ def inspect(
 ) -> None:
     """Tensors, shapes, dtypes, parameter count, norms, NaN and Inf counts, metadata.
 
+    Tells what wrote the checkpoint, and the command to go on with.
+
     Runs no code from the checkpoint or from a task: unsafe pickles are refused, and the globals
     they ask for are named.
     """
     from rich.table import Table
 
-    from landscape.checkpoint import expand_checkpoints, read_checkpoint, summarise
+    from landscape.checkpoint import read_checkpoint
     from landscape.errors import UsageError
+    from landscape.folders import expand_checkpoints
+    from landscape.origin import recognise
+    from landscape.summary import summarise
 
     paths = expand_checkpoints([checkpoint])
     if len(paths) != 1:
         raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; inspect takes one")
     REPORT.checkpoint = str(paths[0])
-    summary = summarise(
-        read_checkpoint(paths[0], weights_key=weights_key, unsafe_pickle=unsafe_pickle)
-    )
+    stored = read_checkpoint(paths[0], weights_key=weights_key, unsafe_pickle=unsafe_pickle)
+    summary, origin = summarise(stored), recognise(stored)
     for warning in summary.warnings:
         REPORT.warn(warning)
     REPORT.add(
@@ -50,7 +56,7 @@ def inspect(
             "step": summary.step,
             "status": "complete",
             "config": {"weights_key": weights_key},
-            "values": dataclasses.asdict(summary),
+            "values": {**dataclasses.asdict(summary), "origin": dataclasses.asdict(origin)},
             "warnings": list(summary.warnings),
         }
     )
@@ -73,16 +79,23 @@ def inspect(
     facts.add_column(style="bold")
     facts.add_column()
     facts.add_row("format", summary.format)
+    if origin.library:
+        facts.add_row("written by", printable(origin.library))
     facts.add_row("sha256", summary.sha256)
     facts.add_row("step", "unknown" if summary.step is None else str(summary.step))
     facts.add_row("parameters", f"{summary.n_parameters} (buffers of floating point included)")
     facts.add_row("size", f"{summary.n_bytes} bytes")
     facts.add_row("norm", f"{summary.norm:.6g}")
     facts.add_row("NaN / Inf", f"{summary.nan} / {summary.inf}")
+    if summary.weights_key is not None:
+        facts.add_row("weights key", printable(summary.weights_key))
+    if summary.others:
+        facts.add_row("other keys", printable(", ".join(summary.others)))
     for key, value in sorted(summary.metadata.items()):
         if key == "step":
             continue
         facts.add_row(printable(key), printable(value))
+    facts.add_row("next", printable(origin.command))
     REPORT.table(table, facts)
 
 
@@ -93,5 +106,6 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "landscape inspect model.safetensors",
             "landscape inspect last.ckpt --weights-key state_dict --json",
+            "landscape inspect models/gpt2",
         ),
     )(inspect)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from landscape.budget import Budget
-from landscape.checkpoint import expand_checkpoints, read_checkpoint
+from landscape.checkpoint import read_checkpoint
 from landscape.data import DataSet, materialise
 from landscape.distributed import ALONE, Alone, join
 from landscape.errors import (
@@ -22,6 +22,7 @@ from landscape.errors import (
     TerminatedError,
     UsageError,
 )
+from landscape.folders import expand_checkpoints
 from landscape.launch import launched
 from landscape.lock import hold
 from landscape.measurement import Measurement
@@ -112,8 +113,9 @@ class PriorJob(Job[PriorRun, Found]):
     def show_plans(self, patterns: Sequence[str], common: Common) -> None:
         """Show the prior of every tensor and what would be done; measure nothing."""
         settings = settings_from(common)
-        resolved, data = prepare_task(common, settings)
-        for path in expand_checkpoints(patterns):
+        paths = expand_checkpoints(patterns)
+        resolved, data = prepare_task(common, settings, paths)
+        for path in paths:
             checkpoint = read_checkpoint(
                 path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
             )
@@ -139,12 +141,11 @@ def settings_from(common: Common) -> Settings:
     """The library's settings that the command line stands for."""
     if common.graph_memory is not None and not 0 <= common.graph_memory < math.inf:
         raise UsageError(f"--graph-memory {common.graph_memory}: expected a number of GB, or 0")
-    if not -(2**63) <= common.seed < 2**63:
-        raise UsageError(f"--seed {common.seed}: expected a whole number of at most 64 bits")
     return Settings(
         loss=common.loss,  # type: ignore[arg-type]  # checked by Settings
         params=tuple(common.params or ()),
         examples=common.examples,
+        data_seed=common.data_seed,
         batch_size=common.batch_size,
         device=common.device,
         dtype=common.dtype,
@@ -156,14 +157,20 @@ def settings_from(common: Common) -> Settings:
     )
 
 
-def prepare_task(common: Common, settings: Settings) -> tuple[ResolvedTask, DataSet]:
-    """Resolve the task, say which code ran, and read its data."""
-    resolved = resolve_task(common.task, parse_settings(common.set_ or []))
+def prepare_task(
+    common: Common, settings: Settings, paths: Sequence[Path]
+) -> tuple[ResolvedTask, DataSet]:
+    """Resolve the task for these checkpoints, say which code ran, and read its data."""
+    resolved = resolve_task(common.task, parse_settings(common.set_ or []), checkpoint=paths[0])
     REPORT.say(
         f"task {printable(resolved.name)}: {printable(resolved.path)} "
         f"(sha256 {resolved.sha256[:12]})"
     )
-    return resolved, materialise(resolved.task.data, examples=settings.examples, seed=settings.seed)
+    wanted = settings.examples
+    data = materialise(resolved.task.data, examples=wanted, seed=settings.data_seed)
+    if wanted is not None and wanted > data.n_examples:
+        REPORT.say(f"--examples {wanted}: there are {data.n_examples}, and all are taken")
+    return resolved, data
 
 
 def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, Any]) -> list[Path]:
@@ -178,7 +185,7 @@ def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, A
         paths = expand_checkpoints(patterns)
     ranks.shared(lambda: require_writable(common.out))
     with ranks.unanimous():
-        resolved, data = prepare_task(common, settings)
+        resolved, data = prepare_task(common, settings, paths)
     files: list[Path] = []
     failures: list[LandscapeError] = []
     unconverged: list[str] = []

@@ -96,20 +96,26 @@ def _long_name(parameter: Any) -> str:
 
 
 def complete_builtin(incomplete: str) -> list[str]:
-    """Built-in task names that begin so, for the shell's tab completion."""
-    from landscape.tasks import BUILTIN_TASKS
+    """Names of tasks that can be trained and begin so, for the shell's tab completion."""
+    from landscape.tasks import ADAPTERS, BUILTIN_TASKS
 
-    return [name for name in BUILTIN_TASKS if name.startswith(incomplete)]
+    entries = (BUILTIN_TASKS | ADAPTERS).values()
+    return [e.name for e in entries if e.trainable and e.name.startswith(incomplete)]
 
 
 def _complete_task(incomplete: str) -> list[str]:
+    from landscape.tasks import ADAPTERS, BUILTIN_TASKS
+
     files = [str(p) for p in Path(".").glob("*.py")]
-    return complete_builtin(incomplete) + [name for name in files if name.startswith(incomplete)]
+    names = [*BUILTIN_TASKS, *ADAPTERS, *files]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 CheckpointsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="CKPT...", help="Checkpoints, or quoted globs such as 'runs/*.pt'."),
+    typer.Argument(
+        metavar="CKPT...", help="Checkpoints, folders of them, or quoted globs such as 'runs/*.pt'."
+    ),
 ]
 # Of commands that measure nothing; those that do have them in a panel of their help.
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -127,7 +133,7 @@ TaskOption = Annotated[
         autocompletion=_complete_task,
         rich_help_panel=_DATA,
         help="Task: a file (task.py or task.py:builder), a module (package.module:builder) or a "
-        "built-in name (digits-mlp). A task file is code and runs.",
+        "built-in name (digits-mlp, hf-causal-lm). A task file is code and runs.",
     ),
 ]
 SetOption = Annotated[
@@ -197,15 +203,24 @@ class Common:
     examples: Annotated[
         int | None,
         typer.Option(
-            metavar="N", rich_help_panel=_DATA, help="A seeded random subset of N examples."
+            metavar="N", rich_help_panel=_DATA, help="A random subset of N examples (--data-seed)."
         ),
     ] = None
+    data_seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_DATA,
+            help="Seed of that subset, which --seed does not change.",
+        ),
+    ] = 0
     batch_size: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             rich_help_panel=_RUN,
-            help="Largest micro-batch (default 1024 examples); changes results only by rounding.",
+            help="Largest micro-batch (default: the task's, else 1024 examples); changes results "
+            "only by rounding.",
         ),
     ] = None
     device: Annotated[

@@ -28,16 +28,9 @@ class Report:
     def __init__(self) -> None:
         self.begin(json=False, command="", argv=())
 
-    def begin(self, *, json: bool, command: str, argv: Sequence[str], silent: bool = False) -> None:
-        """Start anew for a command line.
-
-        Args:
-            json: whether a JSON document goes to stdout.
-            command: the command's name.
-            argv: its arguments.
-            silent: say nothing at all: another process of the same analysis speaks.
-        """
-        self._silent = silent
+    def begin(self, *, json: bool, command: str, argv: Sequence[str]) -> None:
+        """Start anew for a command line."""
+        self.silent = False  # Say nothing at all: another process of the same analysis speaks.
         self._stdout = sys.stdout
         self.use_json(json)
         self.quiet = "--quiet" in argv or "-q" in argv
@@ -63,7 +56,7 @@ class Report:
         """Show results to a person: on stdout, unless JSON goes there."""
         from rich.console import Console
 
-        if not (self.json or self._muted or self._silent):
+        if not (self.json or self._muted or self.silent):
             console = Console(highlight=False)
             if not console.is_terminal:
                 # A redirected table keeps its columns instead of folding at 80.
@@ -106,7 +99,7 @@ class Report:
     def _stderr(self, message: str) -> None:
         from rich.console import Console
 
-        if self._silent:
+        if self.silent:
             return
         # Messages are one line each: no folding, so that they can be searched and copied.
         Console(stderr=True, highlight=False, soft_wrap=True).print(message)
@@ -122,7 +115,7 @@ class Report:
 
     def end(self, code: int) -> int:
         """Print the JSON document where one was asked for, and return the exit code."""
-        if self.json and not self._silent:
+        if self.json and not self.silent:
             document = {
                 "schema": "landscape/1",
                 "command": self.command,

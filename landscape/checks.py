@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from landscape.criteria import batch_length
 from landscape.operators import CurvatureOperator
 from landscape.products import HessianProduct, MemoryPlan, graph_nodes
-from landscape.risk import Risk
+from landscape.risk import Risk, batch_tensors
 from landscape.rng import normal, stream
 
 __all__ = ["CheckReport", "check_risk", "non_smooth_functions"]
@@ -61,6 +62,8 @@ class CheckReport:
         product_seconds: one later product.
         plan: memory of the kept gradient graphs.
         rebuilt: micro-batches whose graph is rebuilt for every product.
+        batch: examples of the first micro-batch.
+        data_bytes: the examples.
     """
 
     n_parameters: int
@@ -76,6 +79,8 @@ class CheckReport:
     build_seconds: float
     product_seconds: float
     plan: MemoryPlan
+    batch: int
+    data_bytes: int
 
     @property
     def symmetric(self) -> bool:
@@ -148,6 +153,12 @@ def check_risk(risk: Risk, *, seed: int = 0, graph_memory: int | None = None) ->
         build_seconds=build,
         product_seconds=product,
         plan=plan,
+        batch=batch_length(risk.batch(0)),
+        data_bytes=sum(
+            t.numel() * t.element_size()
+            for i in range(risk.n_batches)
+            for t in batch_tensors(risk.batch(i))
+        ),
     )
 
 

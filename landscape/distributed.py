@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -31,7 +32,8 @@ __all__ = ["ALONE", "Alone", "Ranks", "join"]
 
 Value = TypeVar("Value")
 
-_PATIENCE = datetime.timedelta(minutes=30)  # The longest that a rank may compute by itself.
+_MEETING = datetime.timedelta(minutes=5)  # The longest that processes wait for each other to start.
+_PATIENCE = datetime.timedelta(hours=12)  # The longest that one may compute by itself.
 
 
 class Alone:
@@ -303,7 +305,7 @@ def join(launch: Launch | None) -> Alone:
         try:
             torch.distributed.init_process_group(
                 backend,
-                init_method=f"tcp://{launch.address}:{launch.port}",
+                store=_meeting_place(launch),
                 rank=launch.rank,
                 world_size=launch.size,
                 timeout=_PATIENCE,
@@ -315,3 +317,20 @@ def join(launch: Launch | None) -> Alone:
                 "them, and set MASTER_ADDR and MASTER_PORT where the host or its port is another"
             ) from error
     return Ranks(launch)
+
+
+def _meeting_place(launch: Launch) -> Any:
+    """Where the processes find each other: torchrun's own store, or one that rank 0 opens."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        launch.address,
+        launch.port,
+        launch.size,
+        is_master=launch.rank == 0 and not agent,
+        timeout=_MEETING,
+        wait_for_workers=False,
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"landscape/{attempt}", store)

@@ -81,7 +81,8 @@ class FlatRun(PriorMeasurement):
             )
         self.sizes = tuple(sorted({*sizes, total})) if sizes else ()
         if self.settings.batch_size is None:
-            self.settings = dataclasses.replace(self.settings, batch_size=_BATCH)
+            size = min(_BATCH, self.resolved.task.batch_size or _BATCH)
+            self.settings = dataclasses.replace(self.settings, batch_size=size)
         self._resolve_sigma()
         self.key = run_key({**self.config, **self.identity()})
 

@@ -14,9 +14,9 @@ from torch import Generator, Tensor, nn
 
 from landscape.errors import LandscapeError, TaskError
 from landscape.params import ParameterSpace
-from landscape.pickles import shown
 from landscape.rng import stream
 from landscape.task import Task
+from landscape.text import shown
 
 __all__ = ["InitialMoments", "copy_model", "draw_weights", "initial_moments", "selected"]
 

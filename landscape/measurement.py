@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
+from landscape.checkpoint import Checkpoint, read_checkpoint
 from landscape.data import DataSet, materialise, micro_batches
 from landscape.distributed import ALONE, Alone
 from landscape.gram import factor_width
+from landscape.loading import load_weights
 from landscape.memory import total_memory
 from landscape.params import ParameterSpace
 from landscape.results import Result, RunInfo
@@ -82,6 +83,8 @@ class Measurement(ABC):
             "loss": settings.loss,
             "params": list(settings.params),
             "examples": settings.examples,
+            # The data's digest is in the key, too; this is for the reader.
+            **({"data_seed": settings.data_seed} if settings.data_seed else {}),
             "dtype": self._dtype_name,
             "seed": settings.seed,
         }
@@ -141,7 +144,7 @@ class Measurement(ABC):
         # Cast first: weights of higher precision than the model's must not be rounded twice.
         model.to(dtype=self._dtype, device=self._device)
         if self.checkpoint is not None:
-            load_into(model, self.checkpoint)
+            load_weights(self.resolved.task, model, self.checkpoint)
         return ParameterSpace(model, self.settings.params)
 
     def risk(self) -> Risk:
@@ -251,14 +254,14 @@ def prepared(
 ) -> dict[str, Any]:
     """The arguments of a :class:`Measurement` from what a library user gives."""
     if isinstance(task, str):
-        task = resolve_task(task, task_settings)
+        task = resolve_task(task, task_settings, checkpoint=checkpoint)
     if isinstance(task, Task):
         # The measurement casts the model and loads weights into it: the caller's stays as it is.
         task = dataclasses.replace(task, model=copy.deepcopy(task.model))
         task = ResolvedTask(task=task, name="(in memory)", path="", sha256="", settings={})
     return {
         "resolved": task,
-        "data": materialise(task.task.data, examples=settings.examples, seed=settings.seed),
+        "data": materialise(task.task.data, examples=settings.examples, seed=settings.data_seed),
         "checkpoint": None if checkpoint is None else read_checkpoint(Path(checkpoint)),
         "settings": settings,
     }

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.checkpoint import load_into, read_checkpoint
+from landscape.checkpoint import read_checkpoint
 from landscape.errors import NotFiniteError, UsageError
 from landscape.initialisation import copy_model, initial_moments, selected
+from landscape.loading import load_weights
 from landscape.params import ParameterSpace
-from landscape.pickles import shown
 from landscape.priors import GaussianPrior, UniformPrior
 from landscape.task import Task
+from landscape.text import shown
 
 __all__ = ["resolve_mean", "resolve_prior", "resolve_sigma"]
 
@@ -203,7 +204,7 @@ def resolve_mean(
         )
     checkpoint = read_checkpoint(mean, weights_key=weights_key, unsafe_pickle=unsafe_pickle)
     model = copy_model(task.model).double()
-    load_into(model, checkpoint)
+    load_weights(task, model, checkpoint)
     return space.flatten(selected(model, space))
 
 

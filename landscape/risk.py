@@ -61,7 +61,7 @@ class Risk:
         loss: ``task``: the criterion; ``behaviour``: the divergence from the anchor's outputs;
             ``relabelled``: the criterion with the anchor's own predictions as targets.
         params: globs that select parameters.
-        batch_size: largest micro-batch, in examples (default 1024).
+        batch_size: largest micro-batch, in examples (default: the task's, else 1024).
         device: where to compute.
         dtype: floating-point type of parameters, buffers and data.
         ranks: processes that share out the examples; micro-batches are those of this process, and
@@ -94,7 +94,9 @@ class Risk:
         self.space = ParameterSpace(self.model, params)
         self.criterion = task.resolved_criterion
         mine = data if ranks.size == 1 else shard(data, ranks.rank, ranks.size)
-        pieces = micro_batches(mine, DEFAULT_BATCH if batch_size is None else batch_size)
+        if batch_size is None:
+            batch_size = task.batch_size or DEFAULT_BATCH
+        pieces = micro_batches(mine, batch_size)
         with ranks.unanimous():
             weights = [self.criterion.weight(batch) for batch in pieces]
         total = sum(ranks.each(sum(weights)))

@@ -26,11 +26,12 @@ class Settings:
     Attributes:
         loss: ``task``, ``behaviour`` or ``relabelled``.
         params: globs that select parameters; all trainable ones where empty.
-        examples: size of a seeded random subset of the data; everything where None.
+        examples: size of a random subset of the data; everything where None.
+        data_seed: seed of that subset: other seeds of the estimates see the same data.
         batch_size: largest micro-batch in examples; changes results only by rounding.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         dtype: ``float32``, ``float64``, ``bfloat16``, or None for the command's default.
-        seed: seed of every random stream.
+        seed: seed of every random stream of the estimates.
         graph_memory: bytes for kept gradient graphs; a share of the free memory where None.
         budget: seconds or products after which a run stops and reports what it has.
         compiled: compile the Hessian's products; see :mod:`landscape.compiled`.
@@ -41,6 +42,7 @@ class Settings:
     loss: LossKind = "task"
     params: tuple[str, ...] = ()
     examples: int | None = None
+    data_seed: int = 0
     batch_size: int | None = None
     device: str = "auto"
     dtype: str | None = None
@@ -57,8 +59,9 @@ class Settings:
             raise UsageError(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.products not in (None, "float32"):
             raise UsageError(f"--products {self.products!r}: expected float32")
-        if not -(2**63) <= self.seed < 2**63:
-            raise UsageError(f"--seed {self.seed}: expected a whole number of 64 bits")
+        for name, seed in (("seed", self.seed), ("data-seed", self.data_seed)):
+            if not -(2**63) <= seed < 2**63:
+                raise UsageError(f"--{name} {seed}: expected a whole number of at most 64 bits")
         for name, value in (("examples", self.examples), ("batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: expected a positive whole number")

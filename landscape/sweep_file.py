@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import UsageError
-from landscape.paths import expand_paths
+from landscape.folders import expand_checkpoints
 from landscape.resources import Resources, read_resources
 
 __all__ = ["COMMANDS", "OptionSpec", "Run", "Sweep", "read_sweep"]
@@ -78,10 +78,8 @@ def read_sweep(file: Path, known: Mapping[str, Mapping[str, OptionSpec]]) -> Swe
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise _wrong(file, "checkpoints", repr(patterns), "a list of paths or globs")
     try:
-        found = expand_paths(
-            [os.path.join(folder, os.path.expanduser(pattern)) for pattern in patterns],
-            what="checkpoint",
-            expected="a file or a glob, relative to the sweep file",
+        found = expand_checkpoints(
+            [os.path.join(folder, os.path.expanduser(pattern)) for pattern in patterns]
         )
     except UsageError as error:
         raise UsageError(f"{file}: checkpoints: {error}") from error

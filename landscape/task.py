@@ -22,6 +22,7 @@ from landscape.errors import LandscapeError, TaskError, UsageError
 
 if TYPE_CHECKING:
     from landscape.flat.declared import DeclaredSymmetry
+    from landscape.tasks import BuiltinTask
 
 __all__ = ["ResolvedTask", "Task", "parse_settings", "resolve_task"]
 
@@ -52,6 +53,11 @@ class Task:
         initialise: re-initialises the model with a generator (used by priors of ``init`` kind);
             every module's ``reset_parameters()`` unless given.
         symmetries: what :mod:`landscape.flat` cannot see in the module graph; each is checked.
+        convert_weights: the model's state dict from (model, a checkpoint's tensors by name), where
+            the file has other names than the model; it may change the model.
+        batch_size: largest micro-batch, in examples, where none is asked for; 1024 unless given.
+        files: what else defines the loss beside code, weights and data, such as a configuration;
+            their content is part of a result's identity.
     """
 
     model: nn.Module
@@ -60,6 +66,9 @@ class Task:
     forward: Callable[[nn.Module, Batch], Tensor] = default_forward
     initialise: Callable[[nn.Module, Generator], None] | None = None
     symmetries: Sequence[DeclaredSymmetry] = ()
+    convert_weights: Callable[[nn.Module, dict[str, Tensor]], Mapping[str, Tensor]] | None = None
+    batch_size: int | None = None
+    files: Sequence[str | os.PathLike[str]] = ()
     _criterion: Criterion = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +80,11 @@ class Task:
             raise TaskError(
                 f"the task's symmetries are a {type(self.symmetries).__name__}; expected a list of "
                 "landscape.DeclaredSymmetry"
+            )
+        size = self.batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise TaskError(
+                f"the task's batch_size is {size!r}; expected a positive number of examples"
             )
         object.__setattr__(self, "_criterion", as_criterion(self.criterion))
 
@@ -87,7 +101,7 @@ class ResolvedTask:
     Attributes:
         name: what the user named, e.g. ``my_task.py:build`` or ``digits-mlp``.
         path: the source file that ran.
-        sha256: SHA-256 of that source file.
+        sha256: SHA-256 of that source file, and of the task's own ``files`` where it has any.
         settings: the builder's arguments (``--set``).
     """
 
@@ -121,13 +135,20 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def resolve_task(name: str, settings: Mapping[str, Any] | None = None) -> ResolvedTask:
+def resolve_task(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> ResolvedTask:
     """Build the task that a name stands for, running its code.
 
     Args:
         name: ``path/to/task.py[:attr]``, ``package.module[:attr]`` or a built-in name; ``attr``
             defaults to ``build`` and may be a builder or a :class:`Task`.
         settings: keyword arguments of the builder.
+        checkpoint: the first checkpoint, beside which an adapter looks for the model's
+            configuration.
 
     Raises:
         UsageError: no such file, unknown built-in name, missing attribute, bad settings.
@@ -135,41 +156,58 @@ def resolve_task(name: str, settings: Mapping[str, Any] | None = None) -> Resolv
     """
     # Layers initialise themselves from the global generator; it is left as it was.
     with torch.random.fork_rng(devices=[]):
-        return _resolve(name, dict(settings or {}))
+        return _resolve(name, dict(settings or {}), checkpoint)
 
 
-def _resolve(name: str, settings: dict[str, Any]) -> ResolvedTask:
+def _resolve(
+    name: str, settings: dict[str, Any], checkpoint: str | os.PathLike[str] | None
+) -> ResolvedTask:
     target, attribute = _split(name)
     if target.endswith(".py") or "/" in target or "\\" in target:
         path, builder = _from_file(target, attribute)
-    elif target in _builtin_modules():
-        module = importlib.import_module(_builtin_modules()[target])
+    elif target in _builtin():
+        module = importlib.import_module(_builtin()[target].module)
         path, builder = _module_path(module), _attribute(module, attribute, name)
     elif "." in target or ":" in name:
         path, builder = _from_module(target, attribute)
     else:
         import difflib
 
-        known = sorted(_builtin_modules())
+        known = sorted(_builtin())
         near = difflib.get_close_matches(target, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UsageError(
             f"unknown built-in task {name!r}; known: {', '.join(known)}.{hint} "
             "For your own task name its file: --task path/to/task.py"
         )
+    entry = _builtin().get(target)
+    given = {"checkpoint": checkpoint} if entry and entry.needs_checkpoint else {}
+    task = _build(builder, settings, name, given)
     return ResolvedTask(
-        task=_build(builder, settings, name),
-        name=name,
-        path=path,
-        sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        settings=settings,
+        task=task, name=name, path=path, sha256=_digest([path, *task.files]), settings=settings
     )
 
 
-def _builtin_modules() -> dict[str, str]:
-    from landscape.tasks import BUILTIN_TASKS
+def _builtin() -> dict[str, BuiltinTask]:
+    from landscape.tasks import ADAPTERS, BUILTIN_TASKS
 
-    return {name: entry.module for name, entry in BUILTIN_TASKS.items()}
+    return BUILTIN_TASKS | ADAPTERS
+
+
+def _digest(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """SHA-256 of one file, or of the digests of several."""
+    digests = []
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256"))
+        except OSError as error:
+            raise TaskError(
+                f"the task's file {os.fspath(path)!r} cannot be read ({error.strerror})"
+            ) from error
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -265,7 +303,7 @@ def _is_local(value: object, module: object) -> bool:
     return isinstance(value, Task) or value.__module__ == getattr(module, "__name__", None)
 
 
-def _build(builder: object, settings: dict[str, Any], name: str) -> Task:
+def _build(builder: object, settings: dict[str, Any], name: str, given: dict[str, Any]) -> Task:
     if isinstance(builder, Task):
         if settings:
             raise UsageError(
@@ -278,9 +316,9 @@ def _build(builder: object, settings: dict[str, Any], name: str) -> Task:
             f"task {name!r} is a {type(builder).__name__}; expected a function that returns a "
             "landscape.Task"
         )
-    _check_arguments(builder, settings, name)
+    _check_arguments(builder, settings, name, given)
     try:
-        task = builder(**settings)
+        task = builder(**{**given, **settings})
     except LandscapeError:
         raise
     except (Exception, SystemExit) as error:
@@ -293,7 +331,9 @@ def _build(builder: object, settings: dict[str, Any], name: str) -> Task:
     return task
 
 
-def _check_arguments(builder: Callable[..., Any], settings: dict[str, Any], name: str) -> None:
+def _check_arguments(
+    builder: Callable[..., Any], settings: dict[str, Any], name: str, given: dict[str, Any]
+) -> None:
     try:
         signature = inspect.signature(builder)
     except (TypeError, ValueError):
@@ -301,7 +341,8 @@ def _check_arguments(builder: Callable[..., Any], settings: dict[str, Any], name
     try:
         signature.bind(**settings)
     except TypeError as error:
-        accepted = ", ".join(str(p) for p in signature.parameters.values()) or "no arguments"
+        own = [str(p) for p in signature.parameters.values() if p.name not in given]
+        accepted = ", ".join(own) or "no arguments"
         raise UsageError(f"task {name!r}: {error}; --set accepts: {accepted}") from None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-__all__ = ["escape_name", "natural_key"]
+__all__ = ["escape_name", "natural_key", "shown"]
 
 
 def escape_name(text: str) -> str:
@@ -29,3 +30,11 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     values = [part.lstrip("0") if i % 2 else part for i, part in enumerate(parts)]
     keys = [(0, len(v), v) if i % 2 else (1, 0, v) for i, v in enumerate(values)]
     return (*keys, (1, 0, name))
+
+
+def shown(names: Iterable[object], limit: int = 5) -> str:
+    """A few names for a message, escaped and shortened, with the count of those left out."""
+    texts = [escape_name(str(name)) for name in names]
+    texts = [text if len(text) <= 160 else text[:157] + "..." for text in texts]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more

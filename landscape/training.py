@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 from landscape.errors import NotFiniteError, UsageError
 from landscape.initialisation import draw_weights
 from landscape.task import Task, resolve_task
-from landscape.tasks import BUILTIN_TASKS, Recipe
+from landscape.tasks import ADAPTERS, BUILTIN_TASKS, Recipe
 from landscape.training_files import claim_folder, log_spaced_steps, write_checkpoint
 
 __all__ = ["Recipe", "TrainingPoint", "train"]
@@ -84,10 +84,11 @@ def train(
         NotFiniteError: the loss became NaN or infinite; the checkpoints so far are kept.
     """
     settings = dict(settings or {})
-    if name not in BUILTIN_TASKS:
+    entries = {n: entry for n, entry in (BUILTIN_TASKS | ADAPTERS).items() if entry.trainable}
+    if name not in entries:
         raise UsageError(
             f"{name!r} is not a built-in task, and only those are trained here; expected one of "
-            f"{', '.join(sorted(BUILTIN_TASKS))}. Train your own task with your own code and pass "
+            f"{', '.join(sorted(entries))}. Train your own task with your own code and pass "
             "its checkpoints on."
         )
     if "split" in settings:
@@ -97,7 +98,7 @@ def train(
         )
     train_task = resolve_task(name, settings).task
     test_task = resolve_task(name, {**settings, "split": "test"}).task
-    module = importlib.import_module(BUILTIN_TASKS[name].module)
+    module = importlib.import_module(entries[name].module)
     recipe: Recipe = module.RECIPE
     if steps is not None:
         recipe = replace(recipe, steps=steps)

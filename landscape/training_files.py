@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from landscape.errors import UsageError
 
-__all__ = ["claim_folder", "log_spaced_steps", "write_checkpoint"]
+__all__ = ["claim_folder", "log_spaced_steps", "write_checkpoint", "write_tensors"]
 
 _NAME = re.compile(r"step_\d+\.safetensors")
 
@@ -99,7 +99,21 @@ def write_checkpoint(path: Path, model: nn.Module, metadata: Mapping[str, str]) 
     Raises:
         UsageError: the file cannot be written.
     """
-    content = _canonical_header(save(_untied(model), dict(metadata)))
+    write_tensors(path, _untied(model), metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; equal contents give equal files.
+
+    Args:
+        path: the file, which is replaced where it exists.
+        tensors: contiguous ones on the CPU that share no memory.
+        metadata: strings by name.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    content = _canonical_header(save(dict(tensors), dict(metadata)))
     temporary: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(

@@ -143,7 +143,7 @@ def anneal_checkpoint(
         data,
         loss=settings.loss,
         params=settings.params,
-        batch_size=min(BATCH, settings.batch_size or BATCH),
+        batch_size=min(BATCH, settings.batch_size or task.batch_size or BATCH),
         device=risk.device,
         dtype=risk.dtype,
     )

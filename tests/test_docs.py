@@ -22,6 +22,10 @@ from landscape_cli.app import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += sorted((ROOT / "examples").glob("*/README.md"))
+# Its packages are not installed beside others.
+THIRD_PARTY = ROOT / "examples" / "third_party" / "README.md"
+LONG = [ROOT / "examples" / name / "README.md" for name in ("lightning_run", "timm_classifier")]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 # Installation: needs a network or a fresh machine, and is what continuous integration does.
@@ -94,17 +98,24 @@ def execute(command: str) -> int:
     program, *arguments = words(command)
     if program == "landscape":
         return run(arguments)
+    if program == "torchrun":
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        return subprocess.run(launch, env=environment, check=False).returncode
     assert program == "python", f"unexpected command {command!r}"
     # Several pages begin with the same script: it runs once, and later pages get its files.
     if command not in _WRITTEN:
         before = set(os.listdir())
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *arguments], env=environment, check=False)
+        script = [sys.executable, str(ROOT / "tests" / "oracles" / "mended.py"), *arguments]
+        done = subprocess.run(script, env=environment, check=False)
         if done.returncode != 0:
             return done.returncode
-        written = (Path(name) for name in set(os.listdir()) - before)
-        _WRITTEN[command] = {path.name: path.read_bytes() for path in written}
+        new = [Path(name) for name in set(os.listdir()) - before]
+        files = [p for path in new for p in (path, *path.rglob("*")) if p.is_file()]
+        _WRITTEN[command] = {str(path): path.read_bytes() for path in files}
     for name, content in _WRITTEN[command].items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(content)
     return 0
 
@@ -119,12 +130,39 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name, marks=pytest.mark.slow if page in LONG else ())
+        for page, name in zip(PAGES, IDS, strict=True)
+        if page != THIRD_PARTY
+    ],
+)
 def test_every_command_and_python_block_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
+    run_page(page, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_page_whose_packages_are_installed_for_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [install] = [c for block in blocks(THIRD_PARTY) for c, _ in block.commands() if "pip" in c]
+    words = ["--quiet", "--target", str(tmp_path / "site"), *shlex.split(install)[2:]]
+    subprocess.run([sys.executable, "-m", "pip", "install", *words], check=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    run_page(THIRD_PARTY, capsys)
+
+
+def run_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run every command and Python block of a page in the working directory."""
     namespace: dict[str, object] = {"__name__": "__handbook__"}
     for block in blocks(page):
         if block.note == "<!-- slurm -->":

@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory):
 def prepared(checkpoint, settings=None, options=None, **task_settings):
     resolved = resolve_task("digits-mlp", {"width": 3, **task_settings})
     settings = settings or Settings()
-    data = materialise(resolved.task.data, examples=settings.examples, seed=settings.seed)
+    data = materialise(resolved.task.data, examples=settings.examples, seed=settings.data_seed)
     return HessianRun(
         resolved=resolved,
         data=data,

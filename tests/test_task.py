@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from landscape.checkpoint import read_checkpoint
 from landscape.criteria import Criterion, CrossEntropy
-from landscape.errors import LandscapeError, TaskError, UsageError
+from landscape.data import materialise
+from landscape.errors import CheckpointError, LandscapeError, TaskError, UsageError
+from landscape.loading import load_weights
+from landscape.risk import Risk
 from landscape.task import Task, parse_settings, resolve_task
 
 SOURCE = """
@@ -71,6 +75,44 @@ class TestTask:
         batch = (torch.ones(2, 1), torch.zeros(2))
         assert torch.equal(task.forward(model, batch), model(batch[0]))
         assert task.initialise is None
+        assert task.convert_weights is None
+        assert task.batch_size is None
+
+    def test_its_own_micro_batch_holds_unless_another_is_asked_for(self):
+        data = (torch.ones(10, 1), torch.zeros(10, 1))
+        task = Task(model=nn.Linear(1, 1), data=data, criterion="mse", batch_size=4)
+        assert Risk(task, materialise(data)).n_batches == 3
+        assert Risk(task, materialise(data), batch_size=10).n_batches == 1
+        for size in (0, -1, 2.5, True, "8"):
+            with pytest.raises(TaskError, match=r"batch_size is .* expected a positive number"):
+                Task(model=nn.Linear(1, 1), data=data, criterion="mse", batch_size=size)
+
+    def test_files_are_part_of_its_identity(self, tmp_path):
+        text = SOURCE.replace('criterion="mse")', 'criterion="mse", files=["notes.json"])')
+        path = write(tmp_path, text.replace("notes.json", str(tmp_path / "notes.json")))
+        (tmp_path / "notes.json").write_text("1")
+        first = resolve_task(path).sha256
+        assert resolve_task(path).sha256 == first
+        (tmp_path / "notes.json").write_text("2")
+        assert resolve_task(path).sha256 != first
+        (tmp_path / "notes.json").unlink()
+        with pytest.raises(TaskError, match=r"notes\.json' cannot be read"):
+            resolve_task(path)
+
+    def test_names_in_a_file_that_are_not_the_model_s(self, tmp_path):
+        model = nn.Linear(2, 1)
+        torch.save({"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([3.0])}, tmp_path / "a.pt")
+        checkpoint = read_checkpoint(tmp_path / "a.pt")
+
+        def rename(model, tensors):
+            return {"weight": tensors["w"], "bias": tensors["b"]}
+
+        task = Task(model=model, data=(), criterion="mse", convert_weights=rename)
+        load_weights(task, model, checkpoint)
+        assert model.weight.tolist() == [[1, 2]]
+        torch.save({"weight": torch.ones(1, 2)}, tmp_path / "b.pt")
+        with pytest.raises(CheckpointError, match="KeyError: 'w'"):
+            load_weights(task, model, read_checkpoint(tmp_path / "b.pt"))
 
     def test_own_criteria(self):
         class Mine(Criterion):

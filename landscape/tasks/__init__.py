@@ -1,4 +1,4 @@
-"""Built-in tasks: small real training problems for trying the measurements out.
+"""Built-in tasks: small real training problems, and adapters for models of other libraries.
 
 Importing this package loads neither torch nor scikit-learn, so that listing the tasks is cheap.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BUILTIN_TASKS", "BuiltinTask", "Recipe"]
+__all__ = ["ADAPTERS", "BUILTIN_TASKS", "BuiltinTask", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,17 @@ class BuiltinTask:
 
     Attributes:
         name: the name on the command line.
-        module: the module that defines ``build`` and ``RECIPE``.
+        module: the module that defines ``build``, and ``RECIPE`` where it can be trained.
         summary: one line for listings.
+        trainable: whether ``landscape train`` takes it.
+        needs_checkpoint: whether ``build(checkpoint=...)`` takes the path of the first checkpoint.
     """
 
     name: str
     module: str
     summary: str
+    trainable: bool = True
+    needs_checkpoint: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,52 @@ BUILTIN_TASKS: dict[str, BuiltinTask] = {
             "regression-mlp",
             "landscape.tasks.regression_mlp",
             "diabetes progression, multilayer perceptron",
+        ),
+    )
+}
+
+# Models and data of the user's own, named by --set.
+ADAPTERS: dict[str, BuiltinTask] = {
+    task.name: task
+    for task in (
+        BuiltinTask(
+            "hf-causal-lm",
+            "landscape.tasks.hf_causal_lm",
+            "Hugging Face causal language model on a text",
+            trainable=False,
+            needs_checkpoint=True,
+        ),
+        BuiltinTask(
+            "hf-classifier",
+            "landscape.tasks.hf_classifier",
+            "Hugging Face classifier of texts or pairs of texts",
+            trainable=False,
+            needs_checkpoint=True,
+        ),
+        BuiltinTask(
+            "hf-image-classifier",
+            "landscape.tasks.hf_image_classifier",
+            "Hugging Face classifier of images",
+            trainable=False,
+            needs_checkpoint=True,
+        ),
+        BuiltinTask(
+            "timm",
+            "landscape.tasks.timm_classifier",
+            "timm classifier of images",
+            trainable=False,
+            needs_checkpoint=True,
+        ),
+        BuiltinTask(
+            "torchvision",
+            "landscape.tasks.torchvision_classifier",
+            "torchvision classifier of images",
+            trainable=False,
+        ),
+        BuiltinTask(
+            "sklearn-tabular",
+            "landscape.tasks.sklearn_tabular",
+            "multilayer perceptron on a table (CSV)",
         ),
     )
 }

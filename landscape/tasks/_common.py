@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,6 +25,7 @@ SPLITS = ("train", "test", "all")
 
 # Part of the definition of every task: another seed would be another data set.
 _SPLIT_SEED = 20240229
+_NUMBERS = 1 << 26
 
 
 def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
@@ -118,13 +121,68 @@ def mlp(
     Raises:
         UsageError: a setting of the wrong type or out of range.
     """
-    width = check_integer("width", width, 1)
-    depth = check_integer("depth", depth, 0)
+    widths = [check_integer("width", width, 1)] * check_integer("depth", depth, 0)
+    return mlp_of(
+        inputs, outputs, widths=widths, activation=activation, bias=check_flag("bias", bias)
+    )
+
+
+def mlp_of(
+    inputs: int, outputs: int, *, widths: Sequence[int], activation: object, bias: bool
+) -> nn.Sequential:
+    """A multilayer perceptron with hidden layers of these widths.
+
+    Raises:
+        UsageError: an unknown activation.
+    """
     new_activation = activation_named(activation)
-    bias = check_flag("bias", bias)
     layers: list[nn.Module] = []
-    fan_in = inputs
-    for _ in range(depth):
+    for fan_in, width in pairwise([inputs, *widths]):
         layers += [nn.Linear(fan_in, width, bias=bias), new_activation()]
-        fan_in = width
-    return nn.Sequential(*layers, nn.Linear(fan_in, outputs, bias=bias))
+    last = widths[-1] if widths else inputs
+    return nn.Sequential(*layers, nn.Linear(last, outputs, bias=bias))
+
+
+@torch.no_grad()
+def fitting_batch(
+    model: nn.Module, forward: Callable[[nn.Module, Any], Tensor], example: Any
+) -> int:
+    """Examples in a micro-batch whose layers put out about 2^26 numbers; from 1 to 1024.
+
+    A graph of second derivatives keeps several times as much: about 2 GB in float32.
+
+    Args:
+        model: in eval mode.
+        forward: the task's.
+        example: a batch of one example, of the largest size in the data.
+
+    Cost: one forward pass.
+    """
+    numbers = 0
+
+    def count(_: nn.Module, inputs: Any, outputs: Any) -> None:
+        nonlocal numbers
+        first = outputs[0] if isinstance(outputs, tuple) and outputs else outputs
+        numbers += first.numel() if isinstance(first, Tensor) else 0
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if not [*m.children()]]
+    try:
+        outputs = forward(model.eval(), example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return min(max(_NUMBERS // (numbers + outputs.numel()), 1), 1024)
+
+
+def initialise_by(build: Callable[[], nn.Module]) -> Callable[[nn.Module, Generator], None]:
+    """A task's ``initialise`` that takes the parameters of a newly built model."""
+
+    def initialise(model: nn.Module, generator: Generator) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator.initial_seed())
+            fresh = dict(build().named_parameters())
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(fresh[name])
+
+    return initialise

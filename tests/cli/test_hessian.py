@@ -278,15 +278,21 @@ class TestKey:
 
 
 class TestSubset:
-    def test_sorted_indices_that_differ_by_seed(self, measure, tiny):
+    def test_sorted_indices_that_differ_by_the_data_s_seed_alone(self, measure, tiny):
         taken = []
-        for seed in (0, 1):
-            file = measure("--json", "--examples", "6", "--seed", seed).document["results"][0]
+        for seeds in ((), ("--seed", 1), ("--data-seed", 1)):
+            file = measure("--json", "--examples", "6", *seeds).document["results"][0]
             found = landscape.load(file["file"])
             assert found.info.n_examples == 6
             assert (np.diff(found.indices) > 0).all()
             taken.append(found.indices.tolist())
-        assert taken[0] != taken[1]
+        assert taken[0] == taken[1] != taken[2]
+        assert len(list((tiny.folder / "out").glob("*.h5"))) == 3
+
+    def test_more_than_there_are_is_said(self, measure):
+        done = measure("--examples", "13")
+        assert done.code == 0
+        assert "--examples 13: there are 12, and all are taken" in done.err
 
     def test_no_indices_where_all_are_taken(self, measure, tiny):
         measure("--examples", "12")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -281,3 +282,23 @@ def test_what_slurm_refuses_is_one_message(cli, sweep):
     assert "invalid partition" in done.err
     assert os.path.exists(sweep)
     assert {e["status"] for e in statuses(cli, sweep).values()} == {"not started"}
+
+
+@pytest.mark.usefixtures("on_cluster")
+@pytest.mark.parametrize("where", [("--nodes=1", "--ntasks=2"), ("--nodes=2", "--ntasks=3")])
+def test_srun_starts_one_analysis_of_several_processes(cli, tiny, where):
+    shared = ("hessian", tiny.checkpoint, "--task", tiny.task, "--method", "lanczos", "--top", 3)
+    shared = tuple(map(str, (*shared, "--dtype", "float64")))
+    command = [*("srun", *where, "--mem-per-cpu=700M"), sys.executable, "-m", "landscape_cli"]
+    done = subprocess.run(
+        [*command, *shared, "-o", str(tiny.folder / "srun"), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(done.stdout)["results"]  # One process speaks.
+    (other,) = cli(*shared, "-o", tiny.folder / "alone", "--json").document["results"]
+    found, expected = (numbers(e["file"])["spectrum/hessian/eigenvalues"] for e in (entry, other))
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12 * expected[0])

@@ -145,10 +145,25 @@ USES = [
     ),
     Use(
         "checkpoint-directory",
-        "hessian {tmp} --task {task} -o {tmp}/out",
+        "hessian {tmp}/sub --task {task} -o {tmp}/out",
         3,
-        ("is a directory", "Name a file in it: step_7.safetensors"),
-        at="{tmp}",
+        ("is a directory", "Name a file in it: last.safetensors"),
+        files={"sub/last.safetensors": tensors()},
+        at="{tmp}/sub",
+    ),
+    Use(
+        "checkpoint-and-series",
+        "hessian {tmp}/sub --task {task} -o {tmp}/out",
+        2,
+        ("model.safetensors and a series (step_1.safetensors)", "sub/step_*.safetensors"),
+        files={"sub/model.safetensors": tensors(), "sub/step_1.safetensors": tensors()},
+    ),
+    Use(
+        "inspect-series",
+        "inspect {tmp}/sub",
+        2,
+        ("matches 2 checkpoints", "inspect takes one"),
+        files={"sub/step_2.safetensors": tensors(), "sub/step_1.safetensors": tensors()},
     ),
     checkpoint("checkpoint-empty", "empty.safetensors", "", 3, "is empty (0 bytes)"),
     checkpoint("safetensors-truncated", "cut.safetensors", truncated, 3, "cut.safetensors"),
@@ -175,6 +190,41 @@ USES = [
         3,
         ("--weights-key ema", "absent"),
         at="{ckpt}",
+    ),
+    Use(
+        "convert-ending",
+        "convert {ckpt} {tmp}/out.pt",
+        2,
+        ("out.pt", "ends in .safetensors"),
+        at="{ckpt}",
+    ),
+    Use("convert-onto-itself", "convert {ckpt} {ckpt}", 2, ("the checkpoint itself",), at="{ckpt}"),
+    Use(
+        "convert-no-folder",
+        "convert {ckpt} {tmp}/none/out.safetensors",
+        2,
+        ("none/out.safetensors", "cannot be written"),
+        at="{ckpt}",
+    ),
+    Use("convert-missing", "convert {tmp}/none.pt {tmp}/out.safetensors", 2, ("no checkpoint",)),
+    Use(
+        "convert-key",
+        "convert {ckpt} {tmp}/out.safetensors --weights-key ema",
+        3,
+        ("--weights-key ema", "absent"),
+        at="{ckpt}",
+    ),
+    Use("init-task-ending", "init-task {ckpt} -o {tmp}/task.txt", 2, ("ends in .py",), at="{ckpt}"),
+    Use(
+        "init-task-exists", "init-task {ckpt} -o {task}", 2, ("exists", "--overwrite"), at="{ckpt}"
+    ),
+    Use(
+        "init-task-malicious",
+        "init-task {tmp}/bad.pt -o {tmp}/new.py",
+        3,
+        ("mkdir",),
+        files={"bad.pt": malicious},
+        at="{tmp}/bad.pt",
     ),
     Use("inspect-missing", "inspect {tmp}/none.pt", 2, ("no checkpoint", "none.pt")),
     Use(
@@ -342,6 +392,7 @@ USES = [
     option("graph-memory-nan", "--graph-memory nan", 2, "--graph-memory nan"),
     option("graph-memory-inf", "--graph-memory inf", 2, "--graph-memory inf"),
     option("seed-huge", f"--seed {10**400}", 2, "--seed"),
+    option("data-seed-huge", f"--data-seed {10**20}", 2, "--data-seed", "64 bits"),
     option("option-unknown", "--topp 3", 2, "No such option", "--top"),
     Use("command-unknown", "hesian {ckpt}", 2, ("No such command", "hessian")),
     Use("arguments-absent", "hessian --task {task}", 2, ("Missing argument", "CKPT")),
@@ -447,6 +498,7 @@ def test_wrong_use(use: Use, tiny, cli, texts, draw):
 
     for name, content in use.files.items():
         path = tiny.folder / name
+        path.parent.mkdir(exist_ok=True)
         if callable(content):
             content(path, draw)
         else:

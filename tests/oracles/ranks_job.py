@@ -1,6 +1,7 @@
 """Measurements to be made by one process or by several: their numbers must be the same.
 
-As a script, started by torchrun: every measurement, pickled by rank 0 to the path that is given.
+As a script, started by torchrun: every measurement but those named after the path, to which rank 0
+pickles them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import math
 import pickle
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,16 @@ from landscape.volume.options import VolumeOptions
 from landscape.volume_runs import VolumeRun
 
 EXAMPLES = 101  # Neither two nor three processes get equal parts.
+
+
+VOLUME = {
+    "cutoffs": (0.05,),
+    "sigma": 0.7,
+    "samples": 20,
+    "steps": 20,
+    "probes": 3,
+    "error": 3.0,
+}
 
 
 def network(examples=EXAMPLES, criterion="cross_entropy", hidden=6, batches=1):
@@ -72,9 +84,7 @@ def volume(ranks, task=None, *, settings=None, **options):
     settings = settings or Settings(dtype="float64", loss="behaviour")
     run = VolumeRun(
         **prepared(task or network(), None, settings, None),
-        options=VolumeOptions(
-            **{"cutoffs": (0.05,), "sigma": 0.7, "samples": 20, "steps": 20, "probes": 3, **options}
-        ),
+        options=VolumeOptions(**{**VOLUME, **options}),
         ranks=ranks,
     )
     result = run.measure()
@@ -187,15 +197,15 @@ MEASUREMENTS = {
 }
 
 
-def measured(ranks: Alone) -> dict:
-    """Every measurement."""
-    return {name: make(ranks) for name, make in MEASUREMENTS.items()}
+def measured(ranks: Alone, without: Sequence[str] = ()) -> dict:
+    """Every measurement but some."""
+    return {name: make(ranks) for name, make in MEASUREMENTS.items() if name not in without}
 
 
 def main() -> None:
     torch.set_num_threads(1)
     ranks = join(launched())
-    found = measured(ranks)
+    found = measured(ranks, sys.argv[2:])
     everyone = ranks._gathered(
         {name: {k: v for k, v in f.items() if "vectors" not in k} for name, f in found.items()}
     )

@@ -1,0 +1,154 @@
+"""Commands in several processes: one voice, one error, and work that is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from landscape.store import load
+
+BROKEN = """
+def forward(model, batch):
+    if len(batch[0]) and float(batch[0][-1, 0]) == float(INPUTS[-1, 0]):
+        raise ValueError("a broken example")
+    return model(batch[0])
+"""
+
+
+def torchrun(size, *arguments, cwd):
+    """A command line in several processes, its output captured."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(size), "-m", "landscape_cli", *map(str, arguments)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def errors(text):
+    return [line for line in text.splitlines() if line.startswith("error:")]
+
+
+@pytest.fixture
+def checkpoint(tiny, draw):
+    return tiny.write_checkpoint("a.safetensors", draw(seed=1))
+
+
+def test_one_document_and_the_numbers_of_one_process(cli, tiny, checkpoint):
+    shared = ("--task", tiny.task, "--method", "lanczos", "--top", 3, "--dtype", "float64")
+    job = torchrun(
+        *(2, "hessian", checkpoint, *shared, "-o", tiny.folder / "two", "--json"), cwd=tiny.folder
+    )
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    (entry,) = json.loads(out)["results"]
+    alone = cli("hessian", checkpoint, *shared, "-o", tiny.folder / "one", "--json")
+    (other,) = alone.document["results"]
+    one, two = (load(e["file"]) for e in (other, entry))
+    assert one.info.key == two.info.key
+    found, expected = (r.spectra["hessian"].eigenvalues for r in (two, one))
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12 * expected[0])
+    assert sorted(p.name for p in (tiny.folder / "two").iterdir()) == [two_name(entry)]
+
+
+def two_name(entry):
+    return os.path.basename(entry["file"])
+
+
+def test_an_error_of_one_process_is_one_message(tiny, draw):
+    tiny.write_task("task.py", extra=BROKEN, more="forward=forward")
+    checkpoint = tiny.write_checkpoint("a.safetensors", draw(seed=1))
+    job = torchrun(2, "hessian", checkpoint, "--task", tiny.task, cwd=tiny.folder)
+    out, err = job.communicate(timeout=120)
+    assert job.returncode != 0
+    (message,) = errors(err)
+    assert "process 2: " in message
+    assert "a broken example" in message
+    assert "exitcode  : 3" in err  # Torchrun's own report.
+    assert out == ""
+
+
+@pytest.mark.parametrize("command", ["show", "flat", "train", "batch"])
+def test_other_commands_say_that_they_work_alone(cli, monkeypatch, command):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    done = cli(command, "whatever")
+    assert done.code == 2
+    assert f"landscape {command} works in one process" in done.err
+    assert "only hessian and volume share their work out" in done.err
+    monkeypatch.setenv("RANK", "1")
+    silent = cli(command, "whatever")
+    assert silent.code == 2
+    assert silent.err == ""
+
+
+def test_an_environment_that_makes_no_sense(cli, monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "a")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    done = cli("hessian", "a.safetensors", "--task", "digits-mlp")
+    assert done.code == 2
+    assert "RANK is 'first'" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_all_and_its_work_goes_on(tmp_path, cli, victim):
+    out = tmp_path / "out"
+    trained = ("--set", "width=16", "--steps", 20, "--checkpoints", 1, "--quiet")
+    assert cli("train", "digits-mlp", "-o", tmp_path / "runs", *trained).code == 0
+    (checkpoint,) = (tmp_path / "runs").glob("*20.safetensors")
+    shared = (checkpoint, "--task", "digits-mlp", "--set", "width=16", "--method", "lanczos")
+    shared = ("hessian", *shared, "--dtype", "float64", "--flush-seconds", 0.2)
+    job = torchrun(2, *shared, "-o", out, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.partial")):
+        assert time.monotonic() < deadline
+        assert job.poll() is None
+        time.sleep(0.05)
+    os.kill(processes(job.pid)[victim], signal.SIGKILL)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert len(errors(err)) <= 1
+    if victim == 1:
+        assert "another process of this analysis ended" in err or "terminated" in err
+    done = cli(*shared, "-o", out, "--json")
+    assert done.code == 0
+    assert "resuming" in done.err
+    whole = cli(*shared, "-o", tmp_path / "whole", "--json")
+    one, other = (load(d.document["results"][0]["file"]) for d in (done, whole))
+    for name in ("eigenvalues", "residuals"):
+        found, expected = (getattr(r.spectra["hessian"], name) for r in (one, other))
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def processes(launcher):
+    """Process numbers of a launcher's children, by rank."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            status = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+            environment = Path(f"/proc/{name}/environ").read_text().split("\0")
+        except OSError:
+            continue
+        ranks = [e.partition("=")[2] for e in environment if e.startswith("RANK=")]
+        if int(status[1]) == launcher and ranks:
+            found[int(ranks[0])] = int(name)
+    return found
