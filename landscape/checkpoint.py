@@ -38,6 +38,9 @@ from landscape.text import escape_name, shown
 __all__ = ["Checkpoint", "choose_weights", "load_into", "read_checkpoint"]
 
 _MAX_CANDIDATES = 20
+_MAX_LEVELS = 10
+_MAX_COMPARED = 1000
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -221,8 +224,9 @@ def _fitted(tensors: dict[str, Tensor], groups: Collection[Sequence[str]]) -> di
 
 def _shared_prefixes(names: Iterable[str]) -> list[str]:
     """``a.`` and ``a.b.`` where all names begin so, the shortest first."""
-    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    shared = [parts[0] for parts in itertools.takewhile(lambda each: len({*each}) == 1, levels)]
+    levels = zip(*(name.split(".", _MAX_LEVELS + 1)[:-1] for name in names), strict=False)
+    same = itertools.takewhile(lambda each: len({*each}) == 1, levels)
+    shared = [parts[0] for parts in itertools.islice(same, _MAX_LEVELS)]
     return [".".join(shared[: i + 1]) + "." for i in range(len(shared))]
 
 
@@ -239,7 +243,9 @@ def _check_match(
         for name, tensor in sources.items()
         if tensor.shape != targets[name].shape
     ]
-    near = {name: difflib.get_close_matches(name, unexpected, n=1) for name in missing[:5]}
+    # Comparing takes time that is quadratic in the lengths.
+    likely = [name for name in unexpected[:_MAX_COMPARED] if len(name) < _MAX_NAME]
+    near = {name: difflib.get_close_matches(name, likely, n=1) for name in missing[:5]}
     hints = [f"{name} (nearest: {near[name][0]})" if near.get(name) else name for name in missing]
     parts = [
         f"{len(names)} {what}: {shown(names)}"
@@ -252,9 +258,11 @@ def _check_match(
     ]
     if parts:
         todo = "Check the task's architecture and settings (--set), or choose with --weights-key"
-        ends = [n.removesuffix("." + missing[0]) for n in unexpected] if missing else []
-        for end in ends:
-            if end not in unexpected and {f"{end}.{name}" for name in missing} <= {*unexpected}:
+        rest = {*unexpected}
+        first = "." + missing[0] if missing else "."
+        ends = [n.removesuffix(first) for n in unexpected[:_MAX_COMPARED] if n.endswith(first)]
+        for end in ends[:_MAX_LEVELS]:
+            if {f"{end}.{name}" for name in missing} <= rest:
                 key = ".".join(filter(None, (checkpoint.weights_key, end)))
                 todo = f"The names match under a prefix: add --weights-key {escape_name(key)}"
         seen = f"does not fit the model: {'; '.join(parts)}"

@@ -98,7 +98,8 @@ def _read(path: str, weights_key: str | None) -> tuple[Checkpoint, tuple[str, ..
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    kept = dict(list(checkpoint.metadata.items())[:_MAX_METADATA])
+    notes = list(checkpoint.metadata.items())[:_MAX_METADATA]
+    kept = {key: value for key, value in notes if len(key) <= _MAX_METADATA}
     own = {
         "source": os.path.basename(os.path.abspath(checkpoint.path)),
         "source_sha256": checkpoint.sha256,

@@ -33,6 +33,7 @@ __all__ = ["read_distributed"]
 _MAX_METADATA = 64 << 20
 _MAX_NOTE = 1 << 16
 _MAX_DEPTH = 50
+_MAX_DIMENSIONS = 64
 _NOTES = ("step", "global_step", "epoch")
 _METADATA = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
@@ -210,12 +211,12 @@ def _mapping(value: object, folder: str) -> dict[Any, Any]:
 
 
 def _numbers(value: object, folder: str, what: str) -> tuple[int, ...]:
-    good = isinstance(value, tuple | list) and all(
-        type(number) is int and 0 <= number < 1 << 62 for number in value
-    )
-    if not good:
-        raise _damaged(folder, f"{shown([value])} as {what}")
-    return tuple(value)  # type: ignore[arg-type]
+    numbers = tuple(value) if isinstance(value, tuple | list) else (None,)
+    if len(numbers) <= _MAX_DIMENSIONS and all(
+        type(number) is int and 0 <= number < 1 << 62 for number in numbers
+    ):
+        return numbers
+    raise _damaged(folder, f"{shown([numbers])} as {what}")
 
 
 def _places(storage: object, folder: str) -> dict[tuple[str, tuple[int, ...] | None], _Slice]:

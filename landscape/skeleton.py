@@ -19,6 +19,7 @@ from landscape.text import escape_name, natural_key
 __all__ = ["Skeleton", "task_skeleton"]
 
 _MAX_LAYERS = 100
+_MAX_DEPTH = 20
 _MAX_LISTED = 40
 _MAX_POSITIONS = 300
 _EXAMPLES = 64
@@ -64,7 +65,8 @@ def task_skeleton(tensors: Mapping[str, Tensor], *, checkpoint: str) -> Skeleton
         groups.setdefault(module, {})[attribute] = tuple(tensors[name].shape)
     layers = [_layer(name, group) for name, group in groups.items()]
     found = [layer for layer in layers if layer is not None]
-    if len(found) == len(layers) <= _MAX_LAYERS:
+    deepest = max((name.count(".") for name in groups), default=0)
+    if len(found) == len(layers) <= _MAX_LAYERS and deepest <= _MAX_DEPTH:
         model = _sequential(found) or _chain(found) or _module(found)
     else:
         model = _unknown(tensors)

@@ -22,6 +22,7 @@ _NOT_WEIGHTS = frozenset({"ema", "swa", "optimizer", "optimizers"})
 _MAX_EXPANSION = 64 << 20
 _MAX_TEXT = 1000
 _MAX_LOOK = 1000
+_MAX_SHARING = 30
 _DENSE = re.compile(
     r"torch\.(bool|u?int(8|16|32|64)|b?float(16|32|64)|complex(32|64|128)|float8_e.m.*)"
 )
@@ -87,6 +88,7 @@ def plain_tensors(state: Mapping[Any, Any], path: str) -> dict[str, Tensor]:
     """The tensors of a state dict, checked and detached; CheckpointError where one is not plain."""
     tensors: dict[str, Tensor] = {}
     expanded = 0
+    _check_sharing([value for value in state.values() if isinstance(value, Tensor)], path)
     for key, value in state.items():
         if not isinstance(value, Tensor):
             if is_state(value):
@@ -101,6 +103,18 @@ def plain_tensors(state: Mapping[Any, Any], path: str) -> dict[str, Tensor]:
     if not tensors:
         raise refuse(path, "holds no tensors", "Save model.state_dict()", "weights")
     return tensors
+
+
+def _check_sharing(tensors: list[Tensor], path: str) -> None:
+    """Refuse tensors that share so much that a small file would be very long work."""
+    plain = [tensor for tensor in tensors if is_readable(tensor)]
+    logical = sum(tensor.numel() * tensor.element_size() for tensor in plain)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in plain}
+    stored = sum(storages.values())
+    if logical > _MAX_EXPANSION + _MAX_SHARING * stored:
+        seen = f"declares {logical} bytes of tensors that share {stored}"
+        expected = f"at most {_MAX_SHARING} times as much"
+        raise refuse(path, seen, "Save every tensor once", expected)
 
 
 # What the tensors declare ----------------------------------------------------------------------

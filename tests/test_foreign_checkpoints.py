@@ -1,6 +1,7 @@
 """Checkpoints that other libraries wrote: they measure as their plain state dicts do."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import landscape
 from landscape.checkpoint import load_into, read_checkpoint
 from landscape.folders import expand_checkpoints
 from landscape.origin import recognise
+from landscape_cli.app import run
 
 # Of transformers and its dependencies, when imported late.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -91,6 +93,16 @@ def test_hugging_face_folders_measure_as_their_state_dict(tmp_path, architecture
     task = hugging_face_task(architecture)
     answer_to(task.model, renamed)
     assert_measures_alike(task, tmp_path / "shards", state, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "GPTNeoXForCausalLM"])
+def test_the_command_that_is_suggested_measures(tmp_path, architecture, capsys):
+    hugging_face_model(architecture).save_pretrained(tmp_path / "model", max_shard_size="1KB")
+    np.save(tmp_path / "tokens.npy", np.arange(40).reshape(4, 10) % 11)
+    command = recognise(read_checkpoint(tmp_path / "model")).command
+    assert command.startswith("landscape check ")
+    words = shlex.split(command.replace("FILE.txt", str(tmp_path / "tokens.npy")))
+    assert run(words[1:]) == 0, capsys.readouterr().err
 
 
 def test_hugging_face_torch_files(tmp_path):

@@ -6,6 +6,7 @@ import resource
 import signal
 
 import pytest
+import torch
 from hostile_distributed import DISTRIBUTED
 from hostile_files import (
     BOMBS,
@@ -153,6 +154,51 @@ def test_mixed_types_are_measured_with_a_warning(tmp_path, capsys):
     code, said = attempt(capsys, tmp_path, path, "inspect")
     assert code == 0
     assert "several dtypes: float16, float64" in said.err
+
+
+DEEP = ".".join(["a"] * 10_000)
+NAMED = {
+    "deep-names": {f"{DEEP}.weight": torch.ones(2, 2)},
+    "deep-names-alike": {f"{DEEP}.{i}": torch.ones(1) for i in range(20)},
+    "long-names": {f"{'x' * 5000}{i}": torch.ones(1) for i in range(500)},
+    "many-names": {f"net.{i}.weight": torch.ones(1) for i in range(2000)},
+    "a-name-of-the-format": {"__metadata__": torch.ones(2)},
+    "lone-surrogates": {"\ud800": torch.ones(2)},
+    "empty-name": {"": torch.ones(2)},
+    "dots": {".": torch.ones(2), "..weight": torch.ones(2)},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_odd_names_take_no_time(tmp_path, capsys, name):
+    path = tmp_path / "named.pt"
+    torch.save(NAMED[name], path)
+    task = tmp_path / "task.py"
+    assert attempt(capsys, tmp_path, path, "inspect", "--json")[0] == 0
+    assert attempt(capsys, tmp_path, path, "convert", tmp_path / "out.safetensors")[0] in (0, 3)
+    assert attempt(capsys, tmp_path, path, "init-task", "-o", task)[0] == 0
+    compile(task.read_text(), task, "exec")
+    task.write_text(
+        "import torch, landscape\nbuild = landscape.Task(model=torch.nn.Linear(2, 1), "
+        "data=(torch.ones(2, 2), torch.ones(2, 1)), criterion='mse')\n"
+    )
+    out = tmp_path / "results"
+    code, said = attempt(capsys, tmp_path, path, "hessian", "--task", task, "-o", out)
+    assert code == 3
+    assert "does not fit the model" in said.err
+    assert len(said.err) < 3000
+
+
+def test_many_views_of_one_storage(tmp_path, capsys):
+    base = torch.ones(1 << 20)
+    path = tmp_path / "views.pt"
+    torch.save({f"w{i}": base[i:] for i in range(2000)}, path)
+    assert path.stat().st_size < 5 << 20
+    code, said = attempt(capsys, tmp_path, path, "convert", tmp_path / "out.safetensors")
+    assert code == 3
+    assert "tensors that share" in said.err
+    torch.save({f"w{i}": base[i:] for i in range(10)}, path)
+    assert attempt(capsys, tmp_path, path, "inspect")[0] == 0
 
 
 def test_the_corpus_is_large():

@@ -1,30 +1,18 @@
 """Checkpoints written by the libraries that users write theirs with."""
 
 import importlib
-import sys
 import warnings
 
 import torch
 
-_DECLARED = []
+from landscape.tasks._extras import optional
 
 
 def library(name):
     """Import a library, also where its torchvision was built for another build of torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if "torchvision" not in sys.modules:
-            try:
-                importlib.import_module("torchvision")
-            except ModuleNotFoundError:
-                pass
-            except RuntimeError:
-                for module in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
-                    del sys.modules[module]
-                _DECLARED.append(torch.library.Library("torchvision", "FRAGMENT"))
-                for operator in ("nms", "qnms"):
-                    arguments = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                    _DECLARED[0].define(operator + arguments)
+        optional("transformers", "hf")
         return importlib.import_module(name)
 
 
