@@ -38,17 +38,17 @@ def submit_units(sweep: Sweep, units: Sequence[Unit], *, dry_run: bool) -> None:
         if not todo:
             REPORT.say(f"nothing to submit: {len(units) - len(left)} units are complete")
             return
-        if dry_run:
-            for unit in todo:
-                REPORT.say(printable(f"{unit.folder.name}: {found[unit].state}"))
-            REPORT.say(f"{len(todo)} of {len(units)} units would be submitted")
-            return
-        job = submit(
-            todo,
-            working=sweep.file.absolute().parent,
-            logs=sweep.out / "slurm",
-            resources=sweep.resources,
-        )
+        jobs: list[str] = []
+        if not dry_run:
+            jobs = submit(
+                todo,
+                working=sweep.file.absolute().parent,
+                logs=sweep.out / "slurm",
+                resources=sweep.resources,
+            )
     for unit in todo:
-        REPORT.add({"checkpoint": str(unit.checkpoint), "run": unit.run.label, "job": job})
-    REPORT.say(f"{len(todo)} of {len(units)} units submitted as job {job}")
+        REPORT.add({"checkpoint": str(unit.checkpoint), "run": unit.run.label})
+        if dry_run:
+            REPORT.say(printable(f"{unit.folder.name}: {found[unit].state}"))
+    how = "would be submitted" if dry_run else f"submitted as job {', '.join(jobs)}"
+    REPORT.say(f"{len(todo)} of {len(units)} units {how}")

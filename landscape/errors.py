@@ -74,7 +74,7 @@ class PartialFailureError(LandscapeError):
 
 
 class TerminatedError(LandscapeError):
-    """The run was terminated (SIGTERM); finished units are saved."""
+    """The run was terminated (SIGTERM, SIGUSR1, SIGUSR2); finished units are saved."""
 
     exit_code = 143
 

@@ -34,6 +34,7 @@ _ARCHITECTURES = (
     ("ForCausalLM", "hf-causal-lm", ("text=FILE.txt",)),
     ("LMHeadModel", "hf-causal-lm", ("text=FILE.txt",)),
     ("ForSequenceClassification", "hf-classifier", ("data=FILE.csv",)),
+    ("ForImageClassification", "hf-image-classifier", ("data=FOLDER",)),
 )
 # Tensors that tell an architecture of image classifiers, and the library whose names they are.
 _IMAGE_MODELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

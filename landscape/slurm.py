@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from landscape.errors import LandscapeError, UsageError
+from landscape.errors import LandscapeError, ResultFileError, UsageError
 from landscape.jobs import Unit
 from landscape.resources import Resources
 from landscape.unit_process import HELD, keep_exit_code, start
@@ -33,6 +34,7 @@ ACTIVE = {
     *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SPECIAL_EXIT", "STAGE_OUT"),
 }
 _AGAIN = 15.0  # Seconds after which a command is told once more to save and leave.
+_USUAL_LIMIT = 1000  # Jobs in an array.
 _PATIENCE = 60.0  # Seconds for an answer of Slurm.
 
 
@@ -150,31 +152,44 @@ def require_slurm() -> Any:
     return submitit
 
 
-def submit(units: Sequence[Unit], *, working: Path, logs: Path, resources: Resources) -> str:
-    """Submit units as one array and return its job id.
+def submit(units: Sequence[Unit], *, working: Path, logs: Path, resources: Resources) -> list[str]:
+    """Submit units as one array, or as several where Slurm limits their size; return the job ids.
 
     Raises:
         UsageError: submitit or Slurm is missing, or Slurm refuses the job.
+        ResultFileError: the folders cannot be written.
     """
     submitit = require_slurm()
     from submitit.core.utils import FailedJobError
 
     executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=resources.requeues)
     executor.update_parameters(**_parameters(resources))
-    jobs = [UnitJob(unit=u, working=working, threads=resources.cpus) for u in units]
-    for unit in units:
-        unit.folder.mkdir(parents=True, exist_ok=True)
+    names = []
     try:
-        with _outside_of_jobs():
-            found = executor.submit_array(jobs)
+        for unit in units:
+            unit.folder.mkdir(parents=True, exist_ok=True)
+        limit = _array_limit()
+        for part in (units[i : i + limit] for i in range(0, len(units), limit)):
+            jobs = [UnitJob(unit=u, working=working, threads=resources.cpus) for u in part]
+            with _outside_of_jobs():
+                found = executor.submit_array(jobs)
+            for unit, job in zip(part, found, strict=True):
+                _write(unit, Record(job=job.job_id, logs=str(logs)))
+            names.append(str(found[0].job_id).partition("_")[0])
     except FailedJobError as error:
         said = " ".join(str(error).split())
         raise UsageError(
             f"Slurm refuses the job: {said}. Correct [resources] in the sweep file"
         ) from error
-    for unit, job in zip(units, found, strict=True):
-        _write(unit, Record(job=job.job_id, logs=str(logs)))
-    return str(found[0].job_id).partition("_")[0]
+    except OSError as error:
+        raise ResultFileError.of(error, logs) from error
+    return names
+
+
+def _array_limit() -> int:
+    """How many jobs an array may have on this cluster."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _asked(["scontrol", "show", "config"]) or "")
+    return max(int(found[1]) - 1, 1) if found else _USUAL_LIMIT
 
 
 @contextlib.contextmanager
@@ -237,7 +252,8 @@ def cancel(units: Iterable[Unit]) -> int:
         record = record_of(unit)
         if record is None or waiting.get(record.job) not in ACTIVE:
             continue
-        _write(unit, replace(record, cancelled=True))
+        with contextlib.suppress(OSError):  # A full disk must not keep it in the queue.
+            _write(unit, replace(record, cancelled=True))
         if _asked(["scancel", record.job]) is None:
             raise LandscapeError(f"scancel {record.job} failed; see landscape batch status")
         count += 1

@@ -64,9 +64,11 @@ def run_locked(unit_folder: Path, run: Callable[[Sequence[str]], int], argv: Seq
     """
     try:
         with hold(unit_folder / "lock", str(unit_folder)):
+            if any(unit_folder.glob("*.h5")):
+                return 0  # Another process has been faster.
             job, _ = slurm_job(os.environ)
-            if not job:
-                # It is not Slurm's any more.
+            if "SUBMITIT_EXECUTOR" not in os.environ:
+                # What an earlier submission became does not matter any more.
                 (unit_folder / "slurm.json").unlink(missing_ok=True)
             (unit_folder / "exit_code").unlink(missing_ok=True)
             with (unit_folder / "log.txt").open("ab", buffering=0) as log:

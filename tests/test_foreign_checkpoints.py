@@ -84,9 +84,12 @@ def test_hugging_face_folders_measure_as_their_state_dict(tmp_path, architecture
     assert_same({**state, **whole.tensors}, state)
     origin = recognise(shards)
     assert architecture in origin.library
-    adapters = {"LM": "hf-causal-lm", "SequenceClassification": "hf-classifier"}
-    ends = [adapters[end] for end in adapters if end in architecture]
-    assert [origin.task] == (ends or [None])
+    adapters = {
+        "LM": "hf-causal-lm",
+        "SequenceClassification": "hf-classifier",
+        "ImageClassification": "hf-image-classifier",
+    }
+    assert [origin.task] == [adapters[end] for end in adapters if end in architecture]
     task = hugging_face_task(architecture)
     answer_to(task.model, renamed)
     assert_measures_alike(task, tmp_path / "shards", state, tmp_path)

@@ -19,13 +19,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from landscape.errors import CheckpointError, LandscapeError, TaskError, UsageError
+from landscape.errors import LandscapeError, TaskError, UsageError
 from landscape.tasks._common import initialise_by
 from landscape.tasks._extras import optional
 from landscape.tasks._files import existing, read_json
 
 EXTRA = "hf"
-_CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -103,7 +103,7 @@ def model_folder(model: object, checkpoint: object) -> Path:
         if _has_config(folder):
             return folder
         raise UsageError(
-            f"setting model={str(model)!r} has no {_CONFIG} and no {_ADAPTER}; expected a folder "
+            f"setting model={str(model)!r} has no {CONFIG} and no {ADAPTER}; expected a folder "
             "written by save_pretrained()"
         )
     if checkpoint is not None:
@@ -112,13 +112,13 @@ def model_folder(model: object, checkpoint: object) -> Path:
             if folder.is_dir() and _has_config(folder):
                 return folder
     raise UsageError(
-        f"there is no {_CONFIG} beside the checkpoint, so the architecture is unknown. Name a "
+        f"there is no {CONFIG} beside the checkpoint, so the architecture is unknown. Name a "
         "folder written by save_pretrained() with --set model=FOLDER, or give it as checkpoint"
     )
 
 
 def _has_config(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (_ADAPTER, _CONFIG))
+    return any((folder / name).is_file() for name in (ADAPTER, CONFIG))
 
 
 def load_model(kind: str, folder: Path, *, base: object = None, **options: Any) -> HuggingFaceModel:
@@ -138,8 +138,10 @@ def load_model(kind: str, folder: Path, *, base: object = None, **options: Any) 
     auto = getattr(optional("transformers", EXTRA), kind)
     try:
         with quiet():
-            if (folder / _ADAPTER).is_file():
-                return _adapted(auto, folder, base, options)
+            if (folder / ADAPTER).is_file():
+                from landscape.tasks._peft import load_adapted
+
+                return load_adapted(auto, folder, base, options)
             return _plain(auto, folder, options)
     except LandscapeError:
         raise
@@ -149,13 +151,19 @@ def load_model(kind: str, folder: Path, *, base: object = None, **options: Any) 
             text = "its architecture is code that comes with it, which is never run"
         raise TaskError(
             f"transformers cannot build a {kind} from {folder} ({type(error).__name__}: {text}). "
-            f"Check {_CONFIG}, and that the installed version knows the architecture"
+            f"Check {CONFIG}, and that the installed version knows the architecture"
         ) from error
 
 
-def _read_config(folder: Path, options: dict[str, Any]) -> Any:
+def read_config(folder: Path, options: dict[str, Any]) -> Any:
+    """A folder's configuration, with some entries replaced.
+
+    Raises:
+        UsageError: it is not JSON.
+        TaskError: the model is quantised.
+    """
     # Known to be JSON, so that the library need not look further.
-    read_json(folder / _CONFIG)
+    read_json(folder / CONFIG)
     auto = optional("transformers", EXTRA).AutoConfig
     config = auto.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False, **options
@@ -172,7 +180,7 @@ def _read_config(folder: Path, options: dict[str, Any]) -> Any:
 
 
 def _plain(auto: Any, folder: Path, options: dict[str, Any]) -> HuggingFaceModel:
-    config = _read_config(folder, options)
+    config = read_config(folder, options)
 
     def build() -> nn.Module:
         with quiet():
@@ -185,7 +193,7 @@ def _plain(auto: Any, folder: Path, options: dict[str, Any]) -> HuggingFaceModel
         model=build(),
         config=config,
         folders=(folder,),
-        files=(folder / _CONFIG,),
+        files=(folder / CONFIG,),
         convert=_convert,
         initialise=initialise_by(build),
     )
@@ -213,111 +221,6 @@ def _convert(model: Any, tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
         return tensors  # Loading them tells what does not fit.
     state: Mapping[str, Tensor] = loaded.state_dict()
     return state
-
-
-def _adapted(auto: Any, folder: Path, base: object, options: dict[str, Any]) -> HuggingFaceModel:
-    peft = optional("peft", EXTRA)
-    named = read_json(folder / _ADAPTER).get("base_model_name_or_path")
-    found = _base_folder(folder, base, named)
-    config = _read_config(found, options)
-    model, report = auto.from_pretrained(
-        str(found),
-        config=config,
-        attn_implementation="eager",
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        weights_only=True,
-        output_loading_info=True,
-    )
-    settings = peft.PeftConfig.from_pretrained(str(folder))
-    settings.inference_mode = False  # The adapters are what is measured.
-    adapted = peft.get_peft_model(model, settings).eval()
-    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
-    missing = [n for n in report["missing_keys"] if not any(_same(n, name) for name in trained)]
-    if missing:
-        raise TaskError(
-            f"the base model {found} lacks {len(missing)} of the weights of a {auto.__name__} "
-            f"({', '.join(sorted(missing)[:3])}), and the adapters do not bring them"
-        )
-    return HuggingFaceModel(
-        model=adapted,
-        config=config,
-        folders=(folder, found),
-        files=(folder / _ADAPTER, found / _CONFIG, *_weight_files(found)),
-        convert=_convert_adapter,
-        initialise=_initialise_adapter,
-    )
-
-
-def _same(name: str, trained: str) -> bool:
-    """Whether a base model's weight is one that the adapters replace as a whole."""
-    module, _, leaf = name.rpartition(".")
-    return f".{module}.modules_to_save." in f".{trained}" and trained.endswith(f".{leaf}")
-
-
-def _base_folder(folder: Path, base: object, named: object) -> Path:
-    if base is not None:
-        found = existing("base", base, folder=True)
-    else:
-        places = [Path(str(named)), folder / str(named)] if named else []
-        local = [place for place in places if (place / _CONFIG).is_file()]
-        if not local:
-            raise UsageError(
-                f"the adapters in {folder} are for the model {named!r}, which is not a folder "
-                "here, and nothing is downloaded. Name its folder with --set base=FOLDER"
-            )
-        found = local[0]
-    if not (found / _CONFIG).is_file():
-        raise UsageError(f"the base model {found} has no {_CONFIG}; expected a model's folder")
-    return found
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    endings = (".safetensors", ".bin")
-    return sorted(path for path in folder.iterdir() if path.suffix in endings and path.is_file())
-
-
-def _convert_adapter(model: Any, tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
-    """Put the adapters into the model, whose base weights it already has."""
-    peft = optional("peft", EXTRA)
-    state: Mapping[str, Tensor] = model.state_dict()
-    if set(tensors) == set(state):
-        return tensors
-    with quiet():
-        expected = peft.get_peft_model_state_dict(model)
-    absent, foreign = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    if absent or foreign:
-        parts = [
-            f"{len(names)} {what} ({', '.join(names[:3])})"
-            for what, names in (("are missing", absent), ("are unknown", foreign))
-            if names
-        ]
-        raise CheckpointError(
-            f"the checkpoint's adapters do not fit {_ADAPTER}: {' and '.join(parts)} of "
-            f"{len(expected)} expected tensors. Check that both belong together"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"the adapter {name!r} has shape {tuple(tensor.shape)}; expected "
-                f"{tuple(expected[name].shape)} by {_ADAPTER}"
-            )
-    with quiet():
-        peft.set_peft_model_state_dict(model, dict(tensors))
-    complete: Mapping[str, Tensor] = model.state_dict()
-    return complete
-
-
-def _initialise_adapter(model: nn.Module, generator: Generator) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator.initial_seed())
-        for module in model.modules():
-            # In the order in which PEFT draws them: A at random, B zero.
-            reset = getattr(module, "reset_lora_parameters", None)
-            if callable(reset):
-                for adapter in module.lora_A:  # type: ignore[union-attr]
-                    reset(adapter, True)
 
 
 def load_tokenizer(found: HuggingFaceModel, tokenizer: object) -> Any:

@@ -42,6 +42,7 @@ MpiDefault=none
 ReturnToService=2
 KillWait=5
 MinJobAge=3600
+MaxArraySize=17
 JobRequeue=1
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2 RealMemory=8000
