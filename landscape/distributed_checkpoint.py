@@ -103,14 +103,21 @@ _STAND_INS: dict[str, type] = {
 }
 
 
+def _stand_in(full: str) -> Any:
+    """What stands for a global, by its dotted name; None where it is not allowed."""
+    if full in _STAND_INS:
+        return _STAND_INS[full]
+    module, _, name = full.rpartition(".")
+    dtype = getattr(torch, name, None) if module == "torch" else None
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
-        if (found := _STAND_INS.get(f"{module}.{name}")) is not None:
-            return found
-        dtype = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
-        if isinstance(dtype, torch.dtype):
-            return dtype
-        raise pickle.UnpicklingError(f"it names {shown([f'{module}.{name}'])}")
+        found = _stand_in(f"{module}.{name}")
+        if found is None:
+            raise pickle.UnpicklingError(f"it names {shown([f'{module}.{name}'])}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -192,13 +199,17 @@ def _read_metadata(folder: str) -> tuple[bytes, _Record]:
         excess = f"has more than {_MAX_METADATA} bytes"
     if excess:
         raise _damaged(folder, f"a pickle that {excess}")
+    names = [name for name in sorted(scan.names) if _stand_in(name) is None]
+    if names:
+        seen = f"has a {DISTRIBUTED} that names {shown(names)}"
+        expected = "classes of torch.distributed.checkpoint alone"
+        raise refuse(folder, seen, "It may run code: do not use it", expected)
+    if not scan.complete:  # What the scan did not follow, it could not bound.
+        raise _damaged(folder, "a damaged pickle")
     try:
         value = _Unpickler(io.BytesIO(data)).load()
     except Exception as error:
-        foreign = isinstance(error, pickle.UnpicklingError) and "it names" in str(error)
-        todo = "It may run code: do not use it" if foreign else AGAIN
-        seen = f"has a {DISTRIBUTED} that is refused ({reason(error)})"
-        raise refuse(folder, seen, todo, "classes of torch.distributed.checkpoint alone") from error
+        raise _damaged(folder, f"a pickle that is refused ({reason(error)})") from error
     if not isinstance(value, _Metadata):
         raise _damaged(folder, f"a {type(value).__name__} instead of metadata")
     return data, value

@@ -170,11 +170,13 @@ def read_without_code(path: str) -> tuple[Contents, tuple[str, ...]]:
         kind = sniff(file.read(4096), size, path)
         if kind == "safetensors":
             return read_file(path), ()
-        check_pickle(file, path, kind, size)
+        _, scan = check_pickle(file, path, kind, size)
         if kind == "torch-legacy":
             seen = "is a pickle that names code, in the format before PyTorch 1.6"
             todo = "Only --unsafe-pickle loads it, and only for a file that you trust"
             raise refuse(path, seen, todo, "the zip format of torch.save")
+        if not scan.complete:  # What the scan did not follow, it could not bound.
+            raise refuse(path, "holds a damaged pickle", AGAIN)
         sha256 = digest(file)
         try:
             value, left_out = _read_zip(file, path)

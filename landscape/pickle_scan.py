@@ -123,6 +123,8 @@ class _Machine:
             self._stack.append(value)
         elif name == "DUP":
             self._stack.append(self._stack[-1])
+        elif name == "POP":
+            self._stack.pop()  # A mark, where nothing is above it.
         else:
             # Read before what is popped can fail: the name belongs in the message.
             found = self._named(name, arg)

@@ -143,6 +143,7 @@ DISTRIBUTED = {
     "metadata-persid": raw(lambda folder: payloads(folder / "marker")["persid-text"]),
     "metadata-tuples": raw(b"\x80\x02" + tuples(60) + b"}h\x01K\x01s."),
     "metadata-memo-index": raw(b"\x80\x02}r\xff\xff\xff\x7f."),
+    "metadata-memo-index-unfollowed": raw(b"\x80\x02}(Kb}r\xff\xff\xff\x7f."),
     "metadata-cut": raw(pickle.dumps({"a": 1})[:-3]),
     "metadata-other": raw(pickle.dumps({"state_dict_metadata": {}})),
     "metadata-empty": raw(b""),

@@ -123,6 +123,10 @@ BOMBS = {
     + b"ctorch\nFloatTensor\n"
     + big(10**13)
     + b"\x85Rs.",
+    "memo-index-after-mark": b"\x80\x02(0}r\xff\xff\xff\x7f.",
+    "memo-index-after-damage": b"\x80\x02}0}r\xff\xff\xff\x7f\x94N0000b.",
+    "memo-index-unfollowed": b"\x80\x02}(Kb}r\xff\xff\xff\x7f.",
+    "bytearray-cut": b"\x80\x05\x96\xff\xff\xff\x7f\0\0\0\0abc",
     "long-string": b"\x80\x02X\xff\xff\xff\x7fabc.",
     "deep-lists": b"\x80\x02" + b"]" * 30_000 + b"a" * 29_999 + b".",
     "many-marks": b"\x80\x02" + b"(" * 30_000 + b".",
