@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landscape.errors import UsageError
-from landscape.krylov import FloatArray, Lanczos
+from landscape.krylov import GHOST, FloatArray, GhostError, Lanczos
 from landscape.operators import LinearOperator
 from landscape.restarts import default_basis_size, is_long, kept, restart_size, wanted_and_next
 from landscape.rng import stream
@@ -121,12 +121,19 @@ def extreme_eigenpairs(
     def snapshot() -> dict[str, Any]:
         return {**lanczos.state(), **count, "before": before}
 
+    def anew() -> Lanczos:
+        # Ghosts come where products are coarser than their dtype, such as float32 within float64.
+        return Lanczos(operator, start, capacity=capacity, restarts=seed)
+
     while True:
         if on_step is not None:
             on_step(count["n_matvecs"], snapshot)
         full = min(capacity, restart_size(count["n_matvecs"], wanted)) if long else capacity
         if lanczos.size >= full and not lanczos.complete:
-            lanczos.restart(kept(lanczos.size, top, bottom))
+            try:
+                lanczos.restart(kept(lanczos.size, top, bottom))
+            except GhostError:
+                lanczos = anew()
             count["n_restarts"] += 1
         lanczos.step()
         count["n_matvecs"] += 1
@@ -137,6 +144,9 @@ def extreme_eigenpairs(
         if not (exhausted or _settled(lanczos, top, bottom, goal, beyond=beyond)):
             continue
         pairs = _verified(lanczos, top, bottom, tol, count, spare=long and not lanczos.complete)
+        if pairs.orthogonality > GHOST and lanczos.drifts and not exhausted:
+            lanczos, count["round"] = anew(), 0
+            continue
         if lanczos.complete or exhausted:
             return _own(pairs, lanczos)
         count["round"] += 1

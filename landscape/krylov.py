@@ -28,11 +28,18 @@ from landscape.memory import Rows
 from landscape.operators import LinearOperator
 from landscape.rng import stream
 
-__all__ = ["FUNCTIONS", "Lanczos", "apply_function", "quadrature"]
+__all__ = ["FUNCTIONS", "GHOST", "GhostError", "Lanczos", "apply_function", "quadrature"]
 
 FloatArray = NDArray[np.float64]
 
 _CHUNK = 1 << 13  # Columns rotated at a time in a restart, so that it needs no second basis.
+
+
+GHOST = 0.05  # Inner product of two Ritz vectors from which on they may be copies of one.
+
+
+class GhostError(Exception):
+    """A basis drifted farther than was estimated: the products are coarser than their dtype says."""
 
 
 class Lanczos:
@@ -99,6 +106,11 @@ class Lanczos:
     def complete(self) -> bool:
         """Whether the basis spans the whole (deflated) space."""
         return self.size >= self.operator.n - self.d
+
+    @property
+    def drifts(self) -> bool:
+        """Whether rounding errors are let grow up to a limit."""
+        return self._drift is not None
 
     @property
     def projected(self) -> FloatArray:
@@ -227,6 +239,10 @@ class Lanczos:
         """Thick restart: keep the Ritz vectors of these indices and the next basis vector.
 
         They become the first basis vectors, in that order and in place.
+
+        Raises:
+            GhostError: they are copies of each other. Projecting them out would amplify rather than
+                remove what lies along them, more with every step.
         """
         values, coefficients = self.refined()
         coupling = self.couplings(coefficients[:, keep])
@@ -238,6 +254,8 @@ class Lanczos:
         for start in range(0, self._x.length, _CHUNK):
             columns = slice(start, start + _CHUNK)
             old[:k, columns] = rotation @ old[:, columns]
+        if self._drift is not None and self._x.deviation(old[:k]) > GHOST:
+            raise GhostError
         self._drift = None
         self._rows[self.d + k] = self._rows[self.d + self.size]
         self.T[:] = 0

@@ -170,6 +170,22 @@ def test_coarse_products_are_reorthogonalised_at_every_step():
     assert ritz[-1] == pytest.approx(100, rel=0.02)
 
 
+class FloatInside(DenseOperator):
+    """float64 outside, float32 within, as where a layer casts: it does not say so."""
+
+    def _matvec(self, vector):
+        return (self.matrix.float() @ vector.float()).double()
+
+
+def test_products_coarser_than_they_say_leave_no_ghosts():
+    """Copies of Ritz vectors in a basis would make every step amplify rounding, to overflow."""
+    values = np.r_[np.linspace(1, 0.99, 50), np.zeros(550)]
+    found = extreme_eigenpairs(FloatInside(operator(values).matrix), top=3, tol=1e-6)
+    np.testing.assert_allclose(found.values, values[:3], rtol=1e-5)
+    assert found.orthogonality < 1e-10
+    assert found.converged.all()
+
+
 class Shifting(DenseOperator):
     """A matrix that changes slightly after some products, as an unstable loss would."""
 
