@@ -306,12 +306,16 @@ def main() -> None:
             outcomes.append(case.kill(share, random.Random(f"{chosen.seed} {name}")))
             found = outcomes[-1]
             print(f"{name}: {found.kills} kills in {found.seconds:.0f} s", file=sys.stderr)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    table = report(outcomes, chosen.seed)
-    (chosen.out / "kill_campaign.md").write_text(table)
-    entries = {"seed": chosen.seed, "cases": [asdict(outcome) for outcome in outcomes]}
-    (chosen.out / "kill_campaign.json").write_text(json.dumps(entries, indent=1) + "\n")
+            write(chosen.out, outcomes, chosen.seed)
     print(chosen.out / "kill_campaign.md")
+
+
+def write(out: Path, outcomes: list[Outcome], seed: int) -> None:
+    """Write what there is so far, as a table and as JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "kill_campaign.md").write_text(report(outcomes, seed))
+    entries = {"seed": seed, "cases": [asdict(outcome) for outcome in outcomes]}
+    (out / "kill_campaign.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
 if __name__ == "__main__":

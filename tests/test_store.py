@@ -412,7 +412,7 @@ class TestAtomicWriting:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(ResultFileError, match="No space left"):
+        with pytest.raises(ResultFileError, match="the disk is full"):
             save(tmp_path / "a.h5", result)
         assert list(tmp_path.iterdir()) == []
 
