@@ -39,7 +39,7 @@ GHOST = 0.05  # Inner product of two Ritz vectors from which on they may be copi
 
 
 class GhostError(Exception):
-    """A basis drifted farther than was estimated: the products are coarser than their dtype says."""
+    """A basis drifted farther than was estimated: products are coarser than their dtype says."""
 
 
 class Lanczos:
