@@ -16,6 +16,7 @@ from landscape_cli import (
     batch,
     check,
     collect,
+    compare,
     convert,
     demo,
     flat,
@@ -43,7 +44,7 @@ app = typer.Typer(
 
 for _module in (
     *(demo, train, inspect, convert, init_task, check),
-    *(hessian, volume, flat, batch, collect, show, plot),
+    *(hessian, volume, flat, compare, batch, collect, show, plot),
 ):
     _module.register(app)
 

@@ -29,9 +29,9 @@ def plot(
     residuals. Of landscape volume: the width of every direction beside the prior's, log V and the
     effective dimension over the cutoff; of an annealed one also its path, both starts over the
     radius, and its islands. Of landscape flat: a stacked bar per checkpoint, the counts over the
-    training step or the cutoff, walks and the sweep over examples. Several results are drawn
-    together, in the order of their training steps; a series of landscape collect over the training
-    step.
+    training step or the cutoff, walks and the sweep over examples. Of landscape compare: divergence of
+    single examples and the loss between the weights. Several results are drawn together, in the
+    order of their training steps; a series of landscape collect over the training step.
     """
     target = results[0].with_suffix(".png") if out is None else out
     draw(results, target)
@@ -80,6 +80,7 @@ def register(app: typer.Typer) -> None:
             "landscape plot results/*.hessian.*.h5 -o spectrum.pdf",
             "landscape plot results/*.volume.*.h5 -o volume.pdf",
             "landscape plot results/*.flat.*.h5 -o flat.png",
+            "landscape plot results/*.compare.*.h5 -o compare.png",
             "landscape plot series.h5 -o series.pdf",
         ),
     )(plot)
