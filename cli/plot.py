@@ -29,8 +29,8 @@ def plot(
     residuals. Of landscape volume: the width of every direction beside the prior's, log V and the
     effective dimension over the cutoff; of an annealed one also its path, both starts over the
     radius, and its islands. Of landscape flat: a stacked bar per checkpoint, the counts over the
-    training step or the cutoff, walks and the sweep over examples. Of landscape compare: divergence of
-    single examples and the loss between the weights. Several results are drawn together, in the
+    training step or the cutoff, walks and the sweep over examples. Of landscape compare: divergence
+    of examples and the loss between the weights. Several results are drawn together, in the
     order of their training steps; a series of landscape collect over the training step.
     """
     target = results[0].with_suffix(".png") if out is None else out

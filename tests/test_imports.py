@@ -66,8 +66,8 @@ LAYERS = [
     {"store", "record_store", "volume_store", "anneal_store", "flat_store", "compare_store"},
     {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
     {"series_store"},
-    {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"},
-    {"compare_plot"},
+    {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"}
+    | {"compare_plot"},
     {"measurement"},
     {"prior_measurement"},
     {"volume_anneal"},

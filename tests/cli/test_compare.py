@@ -126,6 +126,13 @@ def test_a_damaged_result(compare, tiny, cli):
     assert "damaged" in done.errors[0]
 
 
+def test_comparisons_are_no_series(compare, tiny, cli):
+    compare("--points", "0")
+    done = cli("collect", *files(tiny), "-o", tiny.folder / "s.h5")
+    assert done.code == 2
+    assert "no series" in done.errors[0]
+
+
 def test_help_names_examples(capsys):
     assert run(["compare", "--help"]) == 0
     assert "--ablate" in capsys.readouterr().out
