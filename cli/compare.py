@@ -58,6 +58,14 @@ def compare(
             help="A second path, after hidden units of B were matched to those of A.",
         ),
     ] = True,
+    eigenspaces: Annotated[
+        int,
+        typer.Option(
+            metavar="K",
+            rich_help_panel=_WHAT,
+            help="Overlap of the spaces of the K largest eigenvalues of both Hessians; 0 for none.",
+        ),
+    ] = 0,
     plot: PlotOption = None,
 ) -> None:
     """Compare two networks, or a network and its ablated copy: behaviour, loss and barrier.
@@ -83,6 +91,7 @@ def compare(
         over=over,  # type: ignore[arg-type]  # checked by CompareOptions
         points=points,
         align=align,
+        eigenspaces=eigenspaces,
     )
     for text in options.ablate:
         parse_ablation(text)

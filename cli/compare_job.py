@@ -38,8 +38,8 @@ class CompareJob(Job[CompareRun, CompareResult]):
         report_compare(REPORT, file, result, new=new)
 
     def converged(self, result: CompareResult) -> bool:
-        """Nothing is iterated until it converges."""
-        return True
+        """Whether every eigenpair is converged, where there are any."""
+        return result.eigenspaces is None or result.eigenspaces.converged
 
     def satisfied(self, result: CompareResult, run: CompareRun) -> bool:
         """A stored result of one key has all that is asked for."""

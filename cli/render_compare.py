@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from landscape.compare.records import CompareResult, WeightPath
+from landscape.compare.records import CompareResult, Eigenspaces, WeightPath
 from landscape.results import Estimate
 from landscape_cli.render import number, report_run, run_summary
 from landscape_cli.reporting import Report, printable
@@ -50,12 +50,20 @@ def compare_values(result: CompareResult) -> dict[str, Any]:
         },
         "path": _path_values(result.path),
         "aligned": _path_values(result.aligned),
+        "eigenspaces": _space_values(result.eigenspaces),
         "matching": [dataclasses.asdict(entry) for entry in result.matching],
     }
 
 
 def _of(result: CompareResult, name: str) -> Any:
     return getattr(result.behaviour, f"example_{name}")
+
+
+def _space_values(found: Eigenspaces | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
 
 
 def _path_values(path: WeightPath | None) -> dict[str, Any] | None:
@@ -90,6 +98,12 @@ def compare_tables(result: CompareResult, file: Path) -> list[Any]:
             f"{m.moved} of {m.units} units of {printable(m.layer)}" for m in result.matching
         )
         summary.add_row("matched", moved)
+    if result.eigenspaces is not None:
+        spaces = result.eigenspaces
+        text = f"overlap {number(spaces.overlap)} of {len(spaces.eigenvalues_a)} dimensions"
+        if not np.isnan(spaces.aligned):
+            text += f", {number(spaces.aligned)} after matching"
+        summary.add_row("top eigenspaces", f"{text} (by chance {number(spaces.chance)})")
     summary.add_row(
         "cost",
         f"{info.n_forward} forward passes, {info.wall_seconds:.2f} s on {printable(info.device)}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,15 +17,19 @@ from landscape.checkpoint import Checkpoint, read_checkpoint
 from landscape.compare.ablation import Ablation, ablated, parse_ablation
 from landscape.compare.behaviour import compare_behaviour
 from landscape.compare.laws import law_of
-from landscape.compare.matching import match_units
+from landscape.compare.matching import Matched, match_units
 from landscape.compare.options import CompareOptions
 from landscape.compare.path import State, state_of, weight_path
-from landscape.compare.records import CompareResult, Matching, WeightPath
+from landscape.compare.records import CompareResult, Eigenspaces, WeightPath
+from landscape.eigensolver import RitzPairs, extreme_eigenpairs
 from landscape.errors import UsageError
+from landscape.hessian import default_tol
 from landscape.loading import load_weights
 from landscape.measurement import Measurement, Stopwatch, prepared
+from landscape.operators import curvature
 from landscape.risk import Risk
 from landscape.rng import stream
+from landscape.series import subspace_overlap
 from landscape.settings import Settings
 from landscape.store import run_key
 from landscape.task import ResolvedTask, Task
@@ -93,6 +98,11 @@ class CompareRun(Measurement):
         units = MemoryUnits() if units is None else units
         watch = Stopwatch(units)
         risk = self.risk()
+        if self.options.eigenspaces > risk.n:
+            raise UsageError(
+                f"--eigenspaces {self.options.eigenspaces}: there are {risk.n} parameters; expected "
+                "at most as many"
+            )
         loss = risk.require_deterministic()
         gradient = float(torch.linalg.vector_norm(risk.gradient().double()))
         theirs = self._other_risk(risk)
@@ -116,7 +126,18 @@ class CompareRun(Measurement):
             )
             end = state_of(theirs.model)  # With ablated weights.
         risk.n_forward += 2
-        path, aligned, matching, notes = self._paths(risk, start, end, theirs, units, tick)
+        matched = None
+        notes: list[str] = []
+        if options.align and (options.points or options.eigenspaces) and not self.ablations:
+            tick("matching", 0, None)
+            matched = match_units(theirs, start)
+            notes += matched.notes
+        path = aligned = None
+        if not all(entry.weights for entry in self.ablations):
+            notes.append("activations are ablated: no path between weights")
+        elif options.points:
+            path, aligned = self._paths(risk, start, end, matched, units, tick)
+        spaces, products = self._eigenspaces(risk, theirs, matched, tick)
         info = self.info(
             config=self.config,
             risk=risk,
@@ -124,7 +145,7 @@ class CompareRun(Measurement):
             gradient_norm=gradient,
             status="complete",
             watch=watch,
-            n_matvecs=0,
+            n_matvecs=products,
             warnings=notes,
         )
         return CompareResult(
@@ -133,7 +154,8 @@ class CompareRun(Measurement):
             behaviour=behaviour,
             path=path,
             aligned=aligned,
-            matching=matching,
+            matching=() if matched is None else matched.matching,
+            eigenspaces=spaces,
         )
 
     def _other_risk(self, risk: Risk) -> Risk:
@@ -152,27 +174,65 @@ class CompareRun(Measurement):
         )
 
     def _paths(
-        self, risk: Risk, a: State, b: State, theirs: Risk, units: Units, progress: Progress
-    ) -> tuple[WeightPath | None, WeightPath | None, tuple[Matching, ...], Sequence[str]]:
+        self,
+        risk: Risk,
+        a: State,
+        b: State,
+        matched: Matched | None,
+        units: Units,
+        progress: Progress,
+    ) -> tuple[WeightPath, WeightPath | None]:
         """The path between the weights, and the one to the matched copy of B."""
         points = self.options.points
-        if not points:
-            return None, None, (), ()
-        if not all(entry.weights for entry in self.ablations):
-            return None, None, (), ("activations are ablated: no path between weights",)
         path = weight_path(risk, a, b, points, name="path", units=units, progress=progress)
-        if not self.options.align or self.ablations:
-            return path, None, (), ()
-        progress("matching", 0, None)
-        found = match_units(theirs, a)
-        if not any(entry.moved for entry in found.matching):
-            # Nothing moved, so that the paths are one.
-            return path, path if found.matching else None, found.matching, found.notes
-        end = {**b, **{name: tensor.to(b[name]) for name, tensor in found.parameters.items()}}
-        aligned = weight_path(
-            risk, a, end, points, name="aligned path", units=units, progress=progress
+        if matched is None or not matched.matching:
+            return path, None
+        if not any(entry.moved for entry in matched.matching):
+            return path, path
+        end = {**b, **{name: tensor.to(b[name]) for name, tensor in matched.parameters.items()}}
+        name = "aligned path"
+        return path, weight_path(risk, a, end, points, name=name, units=units, progress=progress)
+
+    def _eigenspaces(
+        self, risk: Risk, theirs: Risk, matched: Matched | None, progress: Progress
+    ) -> tuple[Eigenspaces | None, int]:
+        """The overlap of the top eigenspaces, and the products that it took."""
+        k = self.options.eigenspaces
+        if not k:
+            return None, 0
+
+        def largest(at: Risk) -> RitzPairs:
+            progress("eigenspaces", len(found), None)
+            operator = curvature("hessian", at)
+            tol = default_tol(self._dtype)
+            pairs = extreme_eigenpairs(operator, top=k, tol=tol, seed=self.settings.seed)
+            operator.release()
+            found.append(pairs)
+            return pairs
+
+        found: list[RitzPairs] = []
+        ours, other = largest(risk), largest(theirs)
+        aligned = math.nan
+        if matched is not None and matched.matching:
+            own = dict(theirs.model.named_parameters())
+            for name, tensor in matched.parameters.items():
+                own[name].data = tensor.to(own[name])  # This copy of the model ends here.
+            aligned = _overlap(ours, largest(theirs))
+        return (
+            Eigenspaces(
+                eigenvalues_a=ours.values,
+                eigenvalues_b=other.values,
+                overlap=_overlap(ours, other),
+                aligned=aligned,
+                chance=k / risk.n,
+                converged=all(bool(pairs.converged.all()) for pairs in found),
+            ),
+            sum(pairs.n_matvecs for pairs in found),
         )
-        return path, aligned, found.matching, found.notes
+
+
+def _overlap(one: RitzPairs, other: RitzPairs) -> float:
+    return subspace_overlap(one.vectors.cpu().numpy(), other.vectors.cpu().numpy())
 
 
 def compare_networks(

@@ -8,7 +8,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from landscape.compare.records import Behaviour, CompareResult, Matching, WeightPath
+from landscape.compare.records import (
+    Behaviour,
+    CompareResult,
+    Eigenspaces,
+    Matching,
+    WeightPath,
+)
 from landscape.record_store import (
     Axes,
     read_arrays,
@@ -27,6 +33,7 @@ _EXAMPLES: Axes = {
     f"example_{name}": ("example",) for name in ("kl_ab", "kl_ba", "js", "excess_loss", "terms")
 }
 _PATH: Axes = {"t": ("t",), "loss": ("t",)}
+_SPACES: Axes = {f"eigenvalues_{name}": ("k",) for name in "ab"}
 _PATHS = ("path", "aligned")
 
 
@@ -43,6 +50,10 @@ def write_compare(file: h5py.File, result: Result) -> None:
             node = group_at(file, name)
             write_attributes(node, record_numbers(path))
             write_arrays(node, path, _PATH)
+    if result.eigenspaces is not None:
+        node = group_at(file, "eigenspaces")
+        write_attributes(node, record_numbers(result.eigenspaces))
+        write_arrays(node, result.eigenspaces, _SPACES)
     write_rows(group_at(file, "matching"), result.matching, Matching, "layer_index")
 
 
@@ -65,8 +76,14 @@ def read_compare(
         indices=indices,
         behaviour=behaviour,
         matching=read_rows(file["matching"], Matching, "layer_index"),
+        eigenspaces=_spaces(file["eigenspaces"]) if "eigenspaces" in file else None,
         **paths,
     )
+
+
+def _spaces(node: h5py.Group) -> Eigenspaces:
+    arrays: dict[str, Any] = read_arrays(node, Eigenspaces, _SPACES, {})
+    return Eigenspaces(**read_numbers(node, Eigenspaces), **arrays)
 
 
 def _path(node: h5py.Group) -> WeightPath:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from landscape.results import Estimate, FloatArray, Result
 
-__all__ = ["Behaviour", "CompareResult", "Matching", "WeightPath"]
+__all__ = ["Behaviour", "CompareResult", "Eigenspaces", "Matching", "WeightPath"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,27 @@ class Matching:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Eigenspaces:
+    """Spaces of the k largest eigenvalues of the Hessians of the task loss at A and at B.
+
+    Attributes:
+        eigenvalues_a: at A, descending, (k,).
+        eigenvalues_b: at B; permuting hidden units does not change them.
+        overlap: mean squared cosine of the principal angles of both spaces, from 0 to 1.
+        aligned: the same after the units of B were matched to those of A; NaN where they were not.
+        chance: ``k / n``, what random spaces have.
+        converged: whether every eigenpair is.
+    """
+
+    eigenvalues_a: FloatArray
+    eigenvalues_b: FloatArray
+    overlap: float
+    aligned: float
+    chance: float
+    converged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareResult(Result):
     """Result of ``landscape compare``; the run's record is that of A.
 
@@ -95,9 +116,11 @@ class CompareResult(Result):
         path: between the weights, where there is one.
         aligned: the same after the units of B were matched to those of A.
         matching: what that moved.
+        eigenspaces: of the Hessians, where they were asked for.
     """
 
     behaviour: Behaviour
     path: WeightPath | None = None
     aligned: WeightPath | None = None
     matching: tuple[Matching, ...] = ()
+    eigenspaces: Eigenspaces | None = None

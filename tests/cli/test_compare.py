@@ -96,6 +96,9 @@ def test_a_few_points_no_path_and_terms(compare, tiny):
         (("--ablate", "1:4=zero"), None, ("no unit 4", "0 to 3")),
         (("--ablate", "weights:1.weight=zero"), None, ("no parameter '1.weight'",)),
         (("--bootstrap", "1"), "step_9", ("--bootstrap 1", "at least 2")),
+        (("--eigenspaces", "-1"), "step_9", ("--eigenspaces -1", "from 0")),
+        (("--eigenspaces", "99"), "step_9", ("--eigenspaces 99", "26 parameters")),
+        (("--eigenspaces", "2", "--ablate", "1=zero"), None, ("ablated network",)),
         (("--over", "tokens"), "step_9", ("--over tokens", "examples or terms")),
         (("--points", "2"), "step_9", ("--points 2", "from 3")),
         (("--plot", "f.gif"), "step_9", ("--plot f.gif", ".png")),
@@ -124,6 +127,16 @@ def test_a_damaged_result(compare, tiny, cli):
     done = cli("show", file)
     assert done.code != 0
     assert "damaged" in done.errors[0]
+
+
+def test_eigenspaces(compare, tiny):
+    found = compare("--eigenspaces", "2").values["eigenspaces"]
+    assert 0 <= found["overlap"] <= 1
+    assert found["chance"] == pytest.approx(2 / 26)
+    (file,) = files(tiny)
+    assert landscape.load(file).eigenspaces.eigenvalues_a.tolist() == found["eigenvalues_a"]
+    same = compare("--eigenspaces", "2", second="step_7").values["eigenspaces"]
+    assert same["overlap"] == pytest.approx(1, abs=1e-12)
 
 
 def test_comparisons_are_no_series(compare, tiny, cli):

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy import integrate, stats
 from torch import nn
 
@@ -19,11 +20,12 @@ from landscape.compare.laws import law_of
 from landscape.compare.matching import match_units
 from landscape.compare.options import CompareOptions
 from landscape.compare.path import state_of, weight_path
-from landscape.compare_runs import CompareRun
+from landscape.compare_runs import CompareRun, compare_networks
 from landscape.criteria import as_criterion
 from landscape.data import materialise
 from landscape.errors import UsageError
 from landscape.measurement import prepared
+from landscape.operators import curvature
 from landscape.risk import Risk
 from landscape.rng import stream
 from landscape.settings import Settings
@@ -313,3 +315,24 @@ def test_a_network_and_itself_differ_by_exactly_nothing():
     assert found.path is not None
     assert found.aligned is not None
     assert (found.path.barrier, found.path.distance, found.aligned.barrier) == (0, 0, 0)
+
+
+def test_eigenspaces_of_a_permuted_copy(tmp_path):
+    """The overlap is that of dense eigenvectors, and 1 after matching."""
+    model = network()
+    save_file(permuted(model).state_dict(), tmp_path / "b.safetensors")
+    task = Task(model=model, data=(X, LABELS), criterion="cross_entropy")
+    options = CompareOptions(eigenspaces=3, points=0)
+    found = compare_networks(task, None, tmp_path / "b.safetensors", options=options)
+    spaces = found.eigenspaces
+    vectors = []
+    for copy_ in (model, permuted(model)):
+        values, columns = torch.linalg.eigh(curvature("hessian", risk_of(copy_)).dense())
+        vectors.append(columns[:, -3:])
+        assert spaces.eigenvalues_b == pytest.approx(values.flip(0)[:3].numpy(), rel=1e-6)
+    expected = float((vectors[0].T @ vectors[1]).square().sum() / 3)
+    assert spaces.converged
+    assert spaces.overlap == pytest.approx(expected, abs=1e-6)
+    assert spaces.overlap < 0.9
+    assert spaces.aligned == pytest.approx(1, abs=1e-8)
+    assert found.path is None
