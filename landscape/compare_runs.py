@@ -100,8 +100,8 @@ class CompareRun(Measurement):
         risk = self.risk()
         if self.options.eigenspaces > risk.n:
             raise UsageError(
-                f"--eigenspaces {self.options.eigenspaces}: there are {risk.n} parameters; expected "
-                "at most as many"
+                f"--eigenspaces {self.options.eigenspaces}: there are {risk.n} parameters; "
+                "expected at most as many"
             )
         loss = risk.require_deterministic()
         gradient = float(torch.linalg.vector_norm(risk.gradient().double()))
