@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import pytest
 import torch
+import xarray
 
 import landscape
 from landscape_cli.app import run
@@ -137,6 +138,14 @@ def test_eigenspaces(compare, tiny):
     assert landscape.load(file).eigenspaces.eigenvalues_a.tolist() == found["eigenvalues_a"]
     same = compare("--eigenspaces", "2", second="step_7").values["eigenspaces"]
     assert same["overlap"] == pytest.approx(1, abs=1e-12)
+
+
+def test_xarray_reads_it(compare, tiny):
+    values = compare("--eigenspaces", "2").values
+    (file,) = files(tiny)
+    with xarray.open_datatree(file, engine="h5netcdf") as tree:
+        assert tree["path"]["loss"].values.tolist() == values["path"]["loss"]
+        assert tree["behaviour"]["example_js"].dims == ("example",)
 
 
 def test_comparisons_are_no_series(compare, tiny, cli):

@@ -228,6 +228,28 @@ class TestAblation:
             run(0)
         assert not any(module._forward_hooks for module in risk.model.modules())
 
+    @pytest.mark.parametrize("module", ["0", "1"])
+    def test_units_of_images_are_channels(self, module):
+        images = X.reshape(4, 1, 5, 5)
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2))
+        task = Task(model=model, data=(images, LABELS[:4] % 2), criterion="cross_entropy")
+        risk = Risk(task, materialise(task.data))
+        seen = []
+        handle = risk.model[2].register_forward_pre_hook(lambda *call: seen.append(call[1][0]))
+        changed = ablated(risk.model, [parse_ablation(f"{module}:1=zero")], risk.outputs, 1, seed=0)
+        with torch.no_grad(), changed as run:
+            run(0)
+        handle.remove()
+        assert seen[0][:, 1].eq(0).all()
+        assert seen[0][:, [0, 2]].ne(0).any()
+
+    def test_a_module_that_runs_twice_is_refused(self):
+        layer = nn.Linear(5, 5).double()
+        risk = risk_of(nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(5, 3)))
+        changed = ablated(risk.model, [parse_ablation("0=zero")], risk.outputs, 3, seed=0)
+        with pytest.raises(UsageError, match="ran 2 times"), changed as run:
+            run(0)
+
     @pytest.mark.parametrize(
         "text", ["1", "1=none", "1:=zero", "1:a=zero", "1:3-1=zero", "=", "1:2=3=zero"]
     )
