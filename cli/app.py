@@ -18,6 +18,7 @@ from landscape_cli import (
     batch,
     check,
     collect,
+    compare,
     convert,
     demo,
     flat,
@@ -45,7 +46,7 @@ app = typer.Typer(
 
 for _module in (
     *(demo, train, inspect, convert, init_task, check),
-    *(hessian, volume, flat, batch, collect, show, plot),
+    *(hessian, volume, flat, compare, batch, collect, show, plot),
 ):
     _module.register(app)
 

@@ -30,9 +30,10 @@ def plot(
     residuals. Of landscape volume: the width of every direction beside the prior's, log V and the
     effective dimension over the cutoff; of an annealed one also its path, both starts over the
     radius, and its islands. Of landscape flat: a stacked bar per checkpoint, the counts over the
-    training step or the cutoff, walks and the sweep over examples. Several results are drawn
-    together, in the order of their training steps; a series of landscape collect over the training
-    step; of landscape batch collect every run in a figure of its own.
+    training step or the cutoff, walks and the sweep over examples. Of landscape compare: divergence
+    of examples and the loss between the weights. Several results are drawn together, in the
+    order of their training steps; a series of landscape collect over the training step; of
+    landscape batch collect every run in a figure of its own.
     """
     target = results[0].with_suffix(".png") if out is None else out
     for number, figure in _figures(results, target, run).items():
@@ -101,6 +102,7 @@ def register(app: typer.Typer) -> None:
             "landscape plot results/*.hessian.*.h5 -o spectrum.pdf",
             "landscape plot results/*.volume.*.h5 -o volume.pdf",
             "landscape plot results/*.flat.*.h5 -o flat.png",
+            "landscape plot results/*.compare.*.h5 -o compare.png",
             "landscape plot series.h5 -o series.pdf",
             "landscape plot series.h5 --run 2 -o volumes.pdf",
         ),

@@ -28,7 +28,7 @@ def show(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """A table of what each result file holds: eigenvalues, log-volumes, flat directions, cost.
+    """Tables of what each result file holds: eigenvalues, log-volumes, directions, divergences.
 
     A series of landscape collect has a row per training step.
     """

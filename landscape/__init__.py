@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from landscape.checkpoint import read_checkpoint as read_checkpoint
+    from landscape.compare.options import CompareOptions as CompareOptions
+    from landscape.compare.records import CompareResult as CompareResult
+    from landscape.compare_runs import compare_networks as compare_networks
     from landscape.criteria import BinaryCrossEntropy as BinaryCrossEntropy
     from landscape.criteria import Criterion as Criterion
     from landscape.criteria import CrossEntropy as CrossEntropy
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BinaryCrossEntropy": "criteria",
+    "CompareOptions": "compare.options",
+    "CompareResult": "compare.records",
     "Criterion": "criteria",
     "CrossEntropy": "criteria",
     "DeclaredSymmetry": "flat.declared",
@@ -55,6 +60,7 @@ _HOME = {
     "VolumeOptions": "volume.options",
     "VolumeResult": "volume.records",
     "collect": "series",
+    "compare_networks": "compare_runs",
     "flat_directions": "flat_runs",
     "hessian_spectrum": "runs",
     "load": "store",

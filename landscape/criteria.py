@@ -125,6 +125,10 @@ class Criterion:
         places = torch.arange(outputs.numel(), device=outputs.device)
         return places.reshape(outputs.shape[0] if outputs.dim() else 1, -1)
 
+    def term_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Loss of every term of the mean, (terms,), in the order of :meth:`term_places`."""
+        raise UsageError(f"the criterion {self.name!r} does not tell the losses of single terms")
+
     def sum_over_outputs(self, values: Tensor, batch: Batch, *, leading: int = 0) -> Tensor:
         """Sum over the outputs of one term of the mean (an example), keeping dimensions.
 
@@ -198,6 +202,12 @@ class CrossEntropy(Criterion):
         rows, targets = self._rows(places, _targets(batch))
         return rows[targets != self.ignore_index]
 
+    def term_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Loss of every target that is not ignored."""
+        rows, targets = self._rows(outputs, _targets(batch))
+        kept = targets != self.ignore_index
+        return functional.cross_entropy(rows[kept], targets[kept], reduction="none")
+
     @staticmethod
     def _class_dim(outputs: Tensor, targets: Tensor) -> int:
         return -1 if outputs.shape[:-1] == targets.shape else 1
@@ -244,6 +254,11 @@ class SquaredError(Criterion):
         """The batch with the anchor's predictions as targets."""
         return _with_targets(batch, outputs.detach().reshape(_targets(batch).shape))
 
+    def term_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Half squared error of every example."""
+        difference = outputs - _targets(batch).reshape(outputs.shape)
+        return 0.5 * difference.square().reshape(len(outputs), -1).sum(1)
+
     @staticmethod
     def _half_square(difference: Tensor) -> Tensor:
         # Not functional.mse_loss: its forward derivative fails in torch (ZeroTensors).
@@ -272,6 +287,12 @@ class BinaryCrossEntropy(Criterion):
         targets = targets.reshape(outputs.shape)
         losses = functional.softplus(outputs) - targets * outputs
         return losses.sum() / max(outputs.shape[0], 1)
+
+    def term_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Loss of every example, summed over its outputs."""
+        targets = _targets(batch).to(outputs.dtype).reshape(outputs.shape)
+        losses = functional.softplus(outputs) - targets * outputs
+        return losses.reshape(len(outputs), -1).sum(1)
 
     def divergence(self, outputs: Tensor, anchor_outputs: Tensor, batch: Batch) -> Tensor:
         """Mean divergence from the anchor's outputs."""

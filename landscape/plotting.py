@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import t as t_law
 
 from landscape.agreement import require_one_command
+from landscape.compare.records import CompareResult
 from landscape.errors import UsageError
 from landscape.flat.records import FlatResult
 from landscape.flat_series import FlatSeries
@@ -127,6 +128,10 @@ def _figure(files: Sequence[Path], run: int | None) -> Figure:
     require_one_command(results, names, "Draw each kind by itself")
     if isinstance(results[0], VolumeResult):
         return _volumes(results, names)
+    if isinstance(results[0], CompareResult):
+        from landscape.compare_plot import compare_figure
+
+        return compare_figure(results)
     if isinstance(results[0], FlatResult):
         found, only = _one_each(results, names), results[0]
         if len(results) > 1:

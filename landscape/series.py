@@ -115,6 +115,11 @@ def collect(
     require_one_command(results, names, "Collect each kind by itself")
     if isinstance(results[0], VolumeResult):
         return collect_volumes(results, names)
+    if results[0].info.command == "compare":
+        raise UsageError(
+            f"{names[0]} compares two networks, which are no series; expected results of landscape "
+            "hessian, volume or flat. Draw comparisons together with landscape plot"
+        )
     if isinstance(results[0], FlatResult):
         return collect_flat(results, names)
     order, rows = joined(results, names, _RULES)

@@ -177,6 +177,10 @@ def save(path: Path, result: Result) -> None:
         write_attributes(file, scalars(result.info))
         if isinstance(result, HessianResult):
             _write_hessian(file, result)
+        elif result.info.command == "compare":
+            from landscape.compare_store import write_compare
+
+            write_compare(file, result)
         elif result.info.command == "flat":
             from landscape.flat_store import write_flat
 
@@ -404,8 +408,9 @@ def load(path: Path | str) -> Any:
 
     Returns:
         a :class:`landscape.results.HessianResult`,
-        :class:`landscape.volume.records.VolumeResult` or
-        :class:`landscape.flat.records.FlatResult`, by the file's command.
+        :class:`landscape.volume.records.VolumeResult`,
+        :class:`landscape.flat.records.FlatResult` or
+        :class:`landscape.compare.records.CompareResult`, by the file's command.
 
     Raises:
         ResultFileError: see :func:`open_untrusted`.
@@ -426,6 +431,10 @@ def load(path: Path | str) -> Any:
             from landscape.flat_store import read_flat
 
             return read_flat(file, info, indices)
+        if info.command == "compare":
+            from landscape.compare_store import read_compare
+
+            return read_compare(file, info, indices)
         return HessianResult(
             info=info,
             spectra=_read_all(Spectrum, file, "spectrum"),

@@ -61,21 +61,26 @@ LAYERS = [
     {"density", "trace", "spectrum", "checks", "settings"},
     {"log_density", "agreement", "series_records"},
     {"priors", "prior_options", "volume", "flat"},
+    {"compare"},
     {"hessian", "volume_series", "flat_series", "series"},
-    {"store", "record_store", "volume_store", "anneal_store", "flat_store"},
+    {"store", "record_store", "volume_store", "anneal_store", "flat_store", "compare_store"},
     {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
     {"series_store"},
     {"sweep_store"},
-    {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"},
+    {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"}
+    | {"compare_plot"},
     {"measurement"},
     {"prior_measurement"},
     {"volume_anneal"},
-    {"runs", "volume_runs", "flat_runs"},
+    {"runs", "volume_runs", "flat_runs", "compare_runs"},
 ]
 # These read and write files or draw; all others are numerics.
 OUTER = {
     "anneal_plot",
     "anneal_store",
+    "compare_plot",
+    "compare_runs",
+    "compare_store",
     "flat_plot",
     "flat_runs",
     "flat_series_store",
@@ -188,11 +193,12 @@ def test_figures_need_no_torch():
     light |= {"series", "series_records", "series_store", "series_plot", "step_axis", "plotting"}
     light |= {"volume_plot", "volume_series", "volume_series_plot", "volume_series_store"}
     light |= {"volume_store", "anneal_plot", "anneal_store", "record_store", "volume", "flat"}
+    light |= {"compare", "compare_plot", "compare_store"}
     light |= {"flat_plot", "flat_series", "flat_series_store", "flat_store"}
-    paths = [LIBRARY / f"{name}.py" for name in light - {"volume", "flat"}]
+    paths = [LIBRARY / f"{name}.py" for name in light - {"volume", "flat", "compare"}]
     records = ("records", "anneal_records", "anneal_summary", "islands", "weights")
     paths += [LIBRARY / "volume" / f"{name}.py" for name in records]
-    for path in (*paths, LIBRARY / "flat" / "records.py"):
+    for path in (*paths, *(LIBRARY / name / "records.py" for name in ("flat", "compare"))):
         assert own(path) <= light, path
         assert "torch" not in roots(path), path
 
@@ -207,6 +213,7 @@ def test_commands_import_late(path):
         "hessian_job.py",
         "batch_collect.py",
         "flat_job.py",
+        "compare_job.py",
         "volume_job.py",
     ) or path.stem.startswith("render"):
         return  # Imported by the commands when they run.

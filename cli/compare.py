@@ -1,0 +1,122 @@
+"""``landscape compare``: do two networks behave alike, and is there a barrier between them?"""
+
+from typing import Annotated
+
+import typer
+
+from landscape_cli.options import Common, PlotOption, examples, shared_options
+
+__all__ = ["register"]
+
+_WHAT = "Measurement"
+
+
+@shared_options(without=("loss", "params", "compiled", "graph_memory", "products", "budget"))
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="Checkpoint of network A (or a quoted glob of them).")
+    ],
+    common: Common,
+    second: Annotated[
+        str | None,
+        typer.Argument(metavar="[B]", help="Checkpoint of network B (default: A, with --ablate)."),
+    ] = None,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE[:UNITS]=zero|mean|resample",
+            rich_help_panel=_WHAT,
+            help="Change what a module of B returns, or with weights:NAME[:ROWS]=... a parameter. "
+            "resample takes it from other examples (repeatable).",
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        int,
+        typer.Option(metavar="N", rich_help_panel=_WHAT, help="Resamples behind the intervals."),
+    ] = 1000,
+    over: Annotated[
+        str,
+        typer.Option(
+            metavar="examples|terms",
+            rich_help_panel=_WHAT,
+            help="What is drawn anew: examples with all their tokens, or single tokens.",
+        ),
+    ] = "examples",
+    points: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_WHAT,
+            help="Points of the straight path between the weights; 0 for no path.",
+        ),
+    ] = 11,
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align/--no-align",
+            rich_help_panel=_WHAT,
+            help="A second path, after hidden units of B were matched to those of A.",
+        ),
+    ] = True,
+    eigenspaces: Annotated[
+        int,
+        typer.Option(
+            metavar="K",
+            rich_help_panel=_WHAT,
+            help="Overlap of the spaces of the K largest eigenvalues of both Hessians; 0 for none.",
+        ),
+    ] = 0,
+    plot: PlotOption = None,
+) -> None:
+    """Compare two networks, or a network and its ablated copy: behaviour, loss and barrier.
+
+    KL both ways and Jensen-Shannon with bootstrap intervals, agreement of predictions, excess task
+    loss, and the barrier on the straight path between the weights, before and after hidden units
+    are matched. The same command again does nothing, an interrupted one continues.
+    """
+    from landscape.checkpoint import read_checkpoint
+    from landscape.compare.ablation import parse_ablation
+    from landscape.compare.options import CompareOptions
+    from landscape.errors import UsageError
+    from landscape.folders import expand_checkpoints
+    from landscape_cli.compare_job import CompareJob
+    from landscape_cli.measuring import measure_checkpoints
+    from landscape_cli.plot import check_ending, draw
+
+    if plot is not None:
+        check_ending(plot, "--plot")
+    options = CompareOptions(
+        ablate=tuple(ablate or ()),
+        bootstrap=bootstrap,
+        over=over,  # type: ignore[arg-type]  # checked by CompareOptions
+        points=points,
+        align=align,
+        eigenspaces=eigenspaces,
+    )
+    for text in options.ablate:
+        parse_ablation(text)
+    other = None
+    if second is not None:
+        found = expand_checkpoints([second])
+        if len(found) != 1:
+            raise UsageError(f"B {second}: {len(found)} checkpoints; expected one")
+        other = read_checkpoint(
+            found[0], weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
+        )
+    files = measure_checkpoints([first], common, CompareJob(options, other))
+    if plot is not None and files:
+        draw(files, plot)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "compare",
+        epilog=examples(
+            "landscape compare runs/step_000100.safetensors runs/step_001000.safetensors "
+            "--task digits-mlp",
+            "landscape compare a.pt b.pt --task my_task.py --plot compare.png",
+            "landscape compare a.pt --task my_task.py --ablate blocks.0.mlp:3-5=resample",
+            "landscape compare a.pt --task my_task.py --ablate weights:head.weight:0=zero",
+        ),
+    )(compare)

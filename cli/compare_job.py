@@ -1,0 +1,49 @@
+"""What ``landscape compare`` does with one checkpoint, and how a stored result continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from landscape.checkpoint import Checkpoint
+from landscape.compare.options import CompareOptions
+from landscape.compare.records import CompareResult
+from landscape.compare_runs import CompareRun
+from landscape.units import MemoryUnits
+from landscape_cli.measuring import Job
+from landscape_cli.render_compare import report_compare
+from landscape_cli.reporting import REPORT
+
+__all__ = ["CompareJob"]
+
+
+class CompareJob(Job[CompareRun, CompareResult]):
+    """Comparison of every checkpoint with network B.
+
+    Args:
+        options: what to measure.
+        other: weights of B; the checkpoint's own, with ablations, where None.
+    """
+
+    def __init__(self, options: CompareOptions, other: Checkpoint | None) -> None:
+        self.options = options
+        self.other = other
+
+    def run(self, **shared: Any) -> CompareRun:
+        """The measurement of one checkpoint."""
+        return CompareRun(**shared, other=self.other, options=self.options)
+
+    def report(self, file: Path, result: CompareResult, *, new: bool) -> None:
+        """Show a result."""
+        report_compare(REPORT, file, result, new=new)
+
+    def converged(self, result: CompareResult) -> bool:
+        """Whether every eigenpair is converged, where there are any."""
+        return result.eigenspaces is None or result.eigenspaces.converged
+
+    def satisfied(self, result: CompareResult, run: CompareRun) -> bool:
+        """A stored result of one key has all that is asked for."""
+        return result.info.status == "complete"
+
+    def extend(self, earlier: CompareResult, run: CompareRun, units: MemoryUnits) -> None:
+        """Nothing is added to a complete result."""
