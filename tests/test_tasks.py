@@ -17,6 +17,7 @@ EXPECTED = {
     "modular-addition": (673, 288, 3152, (5, 31)),
     "char-lm": (512, 305, 30336, (5, 32, 64)),
     "regression-mlp": (354, 88, 193, (5, 1)),
+    "two-tasks": (1438, 359, 868, (5, 20)),
 }
 
 
@@ -55,7 +56,9 @@ class TestEveryTask:
         inputs, targets = resolve_task(name).task.data
         expected = torch.int64 if name in ("modular-addition", "char-lm") else torch.float32
         assert inputs.dtype == expected
-        assert targets.dtype == (torch.float32 if name == "regression-mlp" else torch.int64)
+        assert targets.dtype == (
+            torch.float32 if name in ("regression-mlp", "two-tasks") else torch.int64
+        )
 
     def test_data_do_not_depend_on_the_global_seed(self, name):
         torch.manual_seed(1)
@@ -196,3 +199,41 @@ class TestCharLm:
         # The second of two starts half-way.
         places = (many == few[1]).all(1).nonzero().flatten()
         assert any(abs(place / len(many) - 0.5) < 0.05 for place in places.tolist())
+
+
+class TestTwoTasks:
+    def test_a_modular_network_has_a_block_diagonal_hessian_and_a_dense_one_has_not(self):
+        settings = {"width": 4}
+        for network, coupled in (("modular", False), ("dense", True)):
+            task = resolve_task("two-tasks", {**settings, "network": network}).task
+            model, batch = task.model.double(), tuple(t[:20].double() for t in task.data)
+            names = [name for name, _ in model.named_parameters()]
+            values = [p.detach() for p in model.parameters()]
+
+            def loss(*values, model=model, names=names, batch=batch, task=task):
+                outputs = torch.func.functional_call(
+                    model, dict(zip(names, values, strict=True)), (batch[0],)
+                )
+                return task.resolved_criterion.loss(outputs, batch)
+
+            hessian = torch.autograd.functional.hessian(loss, tuple(values))
+            # First half of the parameters: the left network, or the first layer.
+            half = len(names) // 2
+            across = [hessian[a][b] for a in range(half) for b in range(half, len(names))]
+            assert any(block.abs().max() > 1e-6 for block in across) == coupled
+            if not coupled:
+                assert all(block.abs().max() == 0 for block in across)
+
+    def test_both_halves_are_digits_of_the_same_split_and_rarely_the_same_one(self):
+        pixels, targets = resolve_task("two-tasks").task.data
+        for values in (pixels, targets):
+            left, right = values.chunk(2, dim=1)
+            assert torch.allclose(left.sum(0), right.sum(0), atol=1e-3)
+            same = (left == right).all(1).float().mean()
+            assert same < (0.2 if values is targets else 0.01)
+
+    def test_wrong_settings(self):
+        with pytest.raises(UsageError, match=r"width=5.*even"):
+            resolve_task("two-tasks", {"network": "modular", "width": 5})
+        with pytest.raises(UsageError, match=r"network='sparse'.*dense, modular"):
+            resolve_task("two-tasks", {"network": "sparse"})

@@ -73,6 +73,9 @@ BUILTIN_TASKS: dict[str, BuiltinTask] = {
             "landscape.tasks.regression_mlp",
             "diabetes progression, multilayer perceptron",
         ),
+        BuiltinTask(
+            "two-tasks", "landscape.tasks.two_tasks", "two digits at once, dense or modular network"
+        ),
     )
 }
 
