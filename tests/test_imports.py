@@ -56,7 +56,7 @@ LAYERS = [
     {"operators"},
     {"mixed", "sharded"},
     {"krylov", "restarts"},
-    {"eigensolver", "contour", "saddle"},
+    {"eigensolver", "contour", "saddle", "coupling"},
     {"sums", "quadratic_form"},
     {"density", "trace", "spectrum", "checks", "settings"},
     {"log_density", "agreement", "series_records"},
