@@ -41,7 +41,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    width, examples, steps = (16, 203, 6) if options.quick else (512, 3001, 40)
+    width, examples, steps = (16, 203, 6) if options.quick else (512, 6001, 40)
     model = nn.Sequential(
         nn.Linear(784, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 10)
     )

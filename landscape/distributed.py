@@ -12,6 +12,7 @@ error of all.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import functools
@@ -316,7 +317,15 @@ def join(launch: Launch | None) -> Alone:
                 f"{launch.address}:{launch.port}: {str(error).splitlines()[0][:160]}. Start all of "
                 "them, and set MASTER_ADDR and MASTER_PORT where the host or its port is another"
             ) from error
+        # Threads of a group that still runs when the interpreter ends would abort the process.
+        atexit.register(_leave)
     return Ranks(launch)
+
+
+def _leave() -> None:
+    with contextlib.suppress(RuntimeError, ValueError):
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _meeting_place(launch: Launch) -> Any:
