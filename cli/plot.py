@@ -36,6 +36,7 @@ def plot(
     landscape batch collect every run in a figure of its own.
     """
     target = results[0].with_suffix(".png") if out is None else out
+    check_ending(target, "--out")
     for number, figure in _figures(results, target, run).items():
         draw(results, figure, run=number)
         REPORT.add(
