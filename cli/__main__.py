@@ -16,7 +16,26 @@ def main() -> None:
     from landscape_cli.app import run
 
     sys.path.append(here)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if "torch.distributed" in sys.modules and _is_one_of_several():
+        # Threads of the exchanges abort an interpreter that ends, now and then.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    from landscape.distributed import leave
+    from landscape.errors import UsageError
+    from landscape.launch import launched
+
+    try:
+        several = launched() is not None
+    except UsageError:
+        return False
+    leave()
+    return several
 
 
 if __name__ == "__main__":

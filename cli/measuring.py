@@ -18,7 +18,9 @@ from landscape.errors import (
     LandscapeError,
     NotConvergedError,
     PartialFailureError,
+    RankError,
     ResultFileError,
+    TaskError,
     TerminatedError,
     UsageError,
 )
@@ -192,7 +194,7 @@ def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, A
     for path in paths:
         try:
             file, result = _measure(path, common, settings, job, resolved, data, ranks)
-        except TerminatedError:
+        except (TerminatedError, RankError):
             raise
         except LandscapeError as error:
             if isinstance(error, UsageError) and not isinstance(error, ResultFileError):
@@ -252,6 +254,14 @@ def _measure(
             argv=("landscape", *REPORT.argv),
             ranks=ranks,
         )
+    first = ranks.shared(lambda: run.key)
+    with ranks.unanimous():
+        if run.key != first:
+            raise TaskError(
+                "this process has read another task file, other data or other weights than the "
+                "first one; expected the same in all. Fix the seed and the order of what the task "
+                "reads, and give every node the same files"
+            )
     file = common.out / result_name(str(path), run.command, run.key, job.suffix())
     with contextlib.ExitStack() as held:
         # One process at a time writes a result and its saved state.
@@ -274,20 +284,17 @@ def _measure_held(
         REPORT.say(f"{printable(file)} is complete; nothing to do (--overwrite computes it again)")
         job.report(file, earlier, new=False)
         return file, earlier
-    if ranks.rank:
-        elsewhere = MemoryUnits()  # Rank 0 keeps what there is to keep.
+    kept = MemoryUnits()  # Rank 0 keeps what there is to keep.
+    with ranks.unanimous():
+        if not ranks.rank:
+            kept = _saved(file, run.key, common)
         if earlier is not None:
-            job.extend(earlier, run, elsewhere)
-        result = run.measure(units=elsewhere)
+            job.extend(earlier, run, kept)
+    if not isinstance(kept, PartialFile):
+        result = run.measure(units=kept)
         ranks.shared(lambda: None)
         return file, result
-    units = PartialFile(file, run.key, interval=common.flush_seconds)
-    if common.overwrite:
-        units.clear()
-    if units.n_resumed:
-        REPORT.say(f"resuming from {printable(units.path)} ({units.n_resumed} finished units)")
-    if earlier is not None:
-        job.extend(earlier, run, units)
+    units = kept
     try:
         with progress_bar(path.name, quiet=common.quiet) as progress:
             result = run.measure(units=units, progress=progress)
@@ -297,6 +304,16 @@ def _measure_held(
     ranks.shared(lambda: _keep(file, result, units))
     job.report(file, result, new=True)
     return file, result
+
+
+def _saved(file: Path, key: str, common: Common) -> PartialFile:
+    """The state that an interrupted run has left."""
+    units = PartialFile(file, key, interval=common.flush_seconds)
+    if common.overwrite:
+        units.clear()
+    if units.n_resumed:
+        REPORT.say(f"resuming from {printable(units.path)} ({units.n_resumed} finished units)")
+    return units
 
 
 def _keep(file: Path, result: Result, units: PartialFile) -> None:

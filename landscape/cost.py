@@ -154,6 +154,9 @@ def _fewest(left: float, *, divided: float, graph: float) -> int | None:
 _UNITS = {"": 1.0, "KB": 2.0**10, "MB": 2.0**20, "GB": 2.0**30, "TB": 2.0**40}
 _NAMES = {"gpus": "processes", "devices": "processes", "ranks": "processes"}
 _WHOLE_NUMBERS = ("processes", "steps")
+_BYTES = ("memory", "bandwidth")
+_LEAST = {"memory": 2.0**20, "bandwidth": 2.0**10, "faster": 1e-6}  # 80 is no memory: 80GB is.
+_MOST = 1e18
 
 
 def parse_scenario(text: str) -> Scenario:
@@ -174,14 +177,20 @@ def parse_scenario(text: str) -> Scenario:
             )
         if name in found:
             raise UsageError(f"--plan {text!r}: {given} is given twice")
-        found[name] = _number(text, given, value, whole=name in _WHOLE_NUMBERS)
+        found[name] = _number(text, name, value)
     return Scenario(**found)  # type: ignore[arg-type]  # whole where they must be
 
 
-def _number(text: str, name: str, value: str, *, whole: bool) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMGT]B)?(?:/s)?", value, re.IGNORECASE)
+def _number(text: str, name: str, value: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMGT]B)?(/s)?", value, re.IGNORECASE)
+    whole, least = name in _WHOLE_NUMBERS, _LEAST.get(name, 1.0)
     number = float(match[1]) * _UNITS[(match[2] or "").upper()] if match else 0.0
-    if not 0 < number < math.inf or (whole and number != int(number)):
-        kind = "a whole number" if whole else "a number such as 7e9 or 80GB"
-        raise UsageError(f"--plan {text!r}: {name} is {value!r}; expected {kind} above 0")
+    if match is not None and (
+        (match[2] and name not in _BYTES) or (match[3] and name != _BYTES[1])
+    ):
+        number = 0.0  # A unit that the name has not.
+    if not least <= number <= _MOST or (whole and number != int(number)):
+        example = "80GB" if name in _BYTES else "64" if whole else "7e9"
+        kind = "a whole number" if whole else "a number"
+        raise UsageError(f"--plan {text!r}: {name} is {value!r}; expected {kind} such as {example}")
     return int(number) if whole else number

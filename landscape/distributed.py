@@ -29,7 +29,7 @@ from landscape.errors import LandscapeError, RankError, TaskError
 from landscape.launch import Launch
 from landscape.units import Units
 
-__all__ = ["ALONE", "Alone", "Ranks", "join"]
+__all__ = ["ALONE", "Alone", "Ranks", "join", "leave"]
 
 Value = TypeVar("Value")
 
@@ -186,6 +186,8 @@ class Ranks(Alone):
         if self.rank == 0:
             try:
                 value = make()
+            except (errors.TerminatedError, RankError):
+                raise  # The others lose this process, or are lost.
             except Exception as caught:  # Any: the others wait for an answer.
                 error = caught
         value, note = self._broadcast((value, None if error is None else _as_note(error)))
@@ -206,8 +208,8 @@ class Ranks(Alone):
         error: Exception | None = None
         try:
             yield
-        except errors.TerminatedError:
-            raise  # The others are terminated, too.
+        except (errors.TerminatedError, RankError):
+            raise  # The others lose this process, or are lost.
         except Exception as caught:  # Any: the others wait at the end of the block.
             error = caught
         if not any(self.each(float(error is not None))):
@@ -273,9 +275,11 @@ _Note = tuple[str, str, int]
 
 def _as_note(error: Exception) -> _Note:
     """An error as others can be told of it: its class, its message, its exit code."""
-    known = isinstance(error, LandscapeError | RuntimeError)
-    text = str(error) if known else f"{type(error).__name__}: {error}"
-    return type(error).__name__, text, getattr(error, "exit_code", 1)
+    if isinstance(error, LandscapeError):
+        return type(error).__name__, str(error), error.exit_code
+    # Of any kind, such as out of memory: callers tell these from others.
+    kind = "RuntimeError" if isinstance(error, RuntimeError) else type(error).__name__
+    return kind, f"{type(error).__name__}: {error}", 1
 
 
 def _from_note(note: _Note, rank: int | None = None) -> Exception:
@@ -318,11 +322,12 @@ def join(launch: Launch | None) -> Alone:
                 "them, and set MASTER_ADDR and MASTER_PORT where the host or its port is another"
             ) from error
         # Threads of a group that still runs when the interpreter ends would abort the process.
-        atexit.register(_leave)
+        atexit.register(leave)
     return Ranks(launch)
 
 
-def _leave() -> None:
+def leave() -> None:
+    """End the exchanges of this process, if there were any."""
     with contextlib.suppress(RuntimeError, ValueError):
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

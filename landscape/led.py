@@ -16,6 +16,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from landscape.distributed import Alone
+from landscape.errors import RankError, TerminatedError
 
 __all__ = ["Evaluate", "led"]
 
@@ -46,9 +47,14 @@ def led(
 
     def whole() -> Found:
         try:
-            return work(leader)
-        finally:
+            found = work(leader)
+        except (TerminatedError, RankError):
+            raise  # In the midst of an exchange, maybe: there is no other one to be had.
+        except Exception:
             leader.dismiss()
+            raise
+        leader.dismiss()
+        return found
 
     return ranks.shared(whole)
 

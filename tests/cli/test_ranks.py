@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,51 @@ def test_an_error_of_one_process_is_one_message(tiny, draw):
     assert "a broken example" in message
     assert "exitcode  : 3" in err  # Torchrun's own report.
     assert out == ""
+
+
+def test_processes_that_read_other_data_are_told(tiny, draw):
+    drawn = "torch.Generator().manual_seed(__import__('os').getpid())"
+    tiny.write_task("task.py", extra=f"INPUTS = torch.rand(12, 3, generator={drawn})")
+    checkpoint = tiny.write_checkpoint("a.safetensors", draw(seed=1))
+    job = torchrun(2, "hessian", checkpoint, "--task", tiny.task, cwd=tiny.folder)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode != 0
+    (message,) = errors(err)
+    assert "process 2: this process has read another task file, other data" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [(0,), (0, 1)], ids=["first", "both"])
+@pytest.mark.parametrize("delay", [0.0, 0.37, 0.71])
+def test_signals_end_chains_with_one_message(tiny, checkpoint, tmp_path, signals, delay):
+    """Wherever in an exchange they come; without a launcher that would end the others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "landscape_cli", "volume", str(checkpoint)]
+    command += ["--task", str(tiny.task), "--method", "anneal", "--sigma", "1", "--error", "0.01"]
+    command += ["--budget", "100000000grad", "-o", str(tmp_path / "out"), "--flush-seconds", "1"]
+    running = []
+    for rank in range(2):
+        place = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment |= {name: str(value) for name, value in place.items()}
+        running.append(
+            subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("*.partial")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(delay)
+    for rank in signals:
+        running[rank].send_signal(signal.SIGTERM)
+    ended = [(process.communicate(timeout=60)[1], process.returncode) for process in running]
+    assert ended[0][1] == 143
+    (message,) = errors(ended[0][0])
+    assert "terminated; finished units are saved" in message
+    assert ended[1][1] == (143 if 1 in signals else 6)
+    assert errors(ended[1][0]) == []
 
 
 @pytest.mark.parametrize("command", ["show", "flat", "train", "batch"])
