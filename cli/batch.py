@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landscape.errors import LandscapeError, PartialFailureError
-from landscape_cli.options import DebugOption, JsonOption, examples
+from landscape_cli.options import DebugOption, JsonOption, QuietOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ __all__ = ["register"]
 SweepArgument = Annotated[
     Path, typer.Argument(metavar="SWEEP.toml", help="What to measure, and how.")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")]
 
 group = typer.Typer(
     name="batch",

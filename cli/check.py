@@ -32,8 +32,8 @@ def check(
     from landscape.checkpoint import read_checkpoint
     from landscape.checks import check_risk
     from landscape.cost import parse_scenario
-    from landscape.errors import TaskError, UsageError
-    from landscape.folders import expand_checkpoints
+    from landscape.errors import TaskError
+    from landscape.folders import one_checkpoint
     from landscape.hessian import HessianOptions
     from landscape.runs import HessianRun
     from landscape_cli.measuring import prepare_task, settings_from
@@ -41,13 +41,11 @@ def check(
 
     scenario = None if plan is None else parse_scenario(plan)
     settings = settings_from(common)
-    paths = expand_checkpoints([checkpoint])
-    if len(paths) != 1:
-        raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; check takes one")
-    resolved, data = prepare_task(common, settings, paths)
-    REPORT.checkpoint = str(paths[0])
+    path = one_checkpoint(checkpoint, "check")
+    resolved, data = prepare_task(common, settings, [path])
+    REPORT.checkpoint = str(path)
     stored = read_checkpoint(
-        paths[0], weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
+        path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
     )
     run = HessianRun(
         resolved=resolved,
@@ -74,7 +72,7 @@ def check(
     REPORT.add(
         {
             "file": None,
-            "checkpoint": str(paths[0]),
+            "checkpoint": str(path),
             "step": stored.step,
             "status": "complete" if report.symmetric else "failed",
             "config": run.config,
@@ -82,7 +80,7 @@ def check(
             "warnings": warnings,
         }
     )
-    REPORT.table(_table(report, printable(paths[0]), run.config))
+    REPORT.table(_table(report, printable(path), run.config))
     if scenario is not None and prediction is not None:
         REPORT.table(plan_table(prediction[0], scenario, prediction[1]))
     if not report.symmetric:

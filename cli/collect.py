@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from landscape.errors import ResultFileError, UsageError
-from landscape_cli.options import DebugOption, JsonOption, examples
+from landscape_cli.options import DebugOption, JsonOption, QuietOption, ReplaceOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["collect_results", "register", "write_new"]
@@ -39,11 +39,9 @@ def collect(
             "--merge", help="Join shards of one run (volume --shard) to the result of all rays."
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file of other content.")
-    ] = False,
+    overwrite: ReplaceOption = False,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """One table over the training step from the results of many checkpoints.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import DebugOption, JsonOption, examples
+from landscape_cli.options import DebugOption, JsonOption, QuietOption, ReplaceOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
@@ -21,11 +21,9 @@ def convert(
     weights_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Where the weights are inside the checkpoint.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file of other content.")
-    ] = False,
+    overwrite: ReplaceOption = False,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a checkpoint's weights to a safetensors file, which cannot run code.
@@ -34,28 +32,25 @@ def convert(
     weights of a module that was pickled whole are found too.
     """
     from landscape.conversion import convert as run
-    from landscape.errors import UsageError
-    from landscape.folders import expand_checkpoints
+    from landscape.folders import one_checkpoint
     from landscape.text import shown
 
-    paths = expand_checkpoints([checkpoint])
-    if len(paths) != 1:
-        raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; convert takes one")
-    REPORT.checkpoint = str(paths[0])
-    done = run(paths[0], out, weights_key=weights_key, overwrite=overwrite)
+    path = one_checkpoint(checkpoint, "convert")
+    REPORT.checkpoint = str(path)
+    done = run(path, out, weights_key=weights_key, overwrite=overwrite)
     warnings = []
     if done.left_out:
         warnings = [f"left out and not run: {shown(done.left_out, 20)}"]
         REPORT.warn(warnings[0])
     count = len(done.checkpoint.tensors)
     if done.written:
-        REPORT.say(f"{printable(out)}: {count} tensors of {printable(paths[0])}")
+        REPORT.say(f"{printable(out)}: {count} tensors of {printable(path)}")
     else:
         REPORT.say(f"{printable(out)} is up to date; nothing to do")
     REPORT.add(
         {
             "file": str(out),
-            "checkpoint": str(paths[0]),
+            "checkpoint": str(path),
             "step": done.checkpoint.step,
             "status": "complete",
             "config": {"weights_key": weights_key},

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import Common, DebugOption, JsonOption, examples
+from landscape_cli.options import Common, DebugOption, JsonOption, QuietOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
@@ -18,7 +18,7 @@ def demo(
     ] = Path("landscape-demo"),
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the training run.")] = 0,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train a small network on real digits and measure its Hessian and basin along the way.

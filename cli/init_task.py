@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import DebugOption, JsonOption, examples
+from landscape_cli.options import DebugOption, JsonOption, QuietOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
@@ -29,7 +29,7 @@ def init_task(
         bool, typer.Option("--overwrite", help="Replace a file that exists.")
     ] = False,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a commented task file for a checkpoint, its architecture guessed from the shapes.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import DebugOption, JsonOption, examples
+from landscape_cli.options import DebugOption, JsonOption, QuietOption, examples
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register"]
@@ -23,7 +23,7 @@ def inspect(
         typer.Option("--unsafe-pickle", help="Load a checkpoint that may run code."),
     ] = False,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Tensors, shapes, dtypes, parameter count, norms, NaN and Inf counts, metadata.
@@ -36,23 +36,20 @@ def inspect(
     from rich.table import Table
 
     from landscape.checkpoint import read_checkpoint
-    from landscape.errors import UsageError
-    from landscape.folders import expand_checkpoints
+    from landscape.folders import one_checkpoint
     from landscape.origin import recognise
     from landscape.summary import summarise
 
-    paths = expand_checkpoints([checkpoint])
-    if len(paths) != 1:
-        raise UsageError(f"{checkpoint!r} matches {len(paths)} checkpoints; inspect takes one")
-    REPORT.checkpoint = str(paths[0])
-    stored = read_checkpoint(paths[0], weights_key=weights_key, unsafe_pickle=unsafe_pickle)
+    path = one_checkpoint(checkpoint, "inspect")
+    REPORT.checkpoint = str(path)
+    stored = read_checkpoint(path, weights_key=weights_key, unsafe_pickle=unsafe_pickle)
     summary, origin = summarise(stored), recognise(stored)
     for warning in summary.warnings:
         REPORT.warn(warning)
     REPORT.add(
         {
             "file": None,
-            "checkpoint": str(paths[0]),
+            "checkpoint": str(path),
             "step": summary.step,
             "status": "complete",
             "config": {"weights_key": weights_key},
@@ -60,7 +57,7 @@ def inspect(
             "warnings": list(summary.warnings),
         }
     )
-    table = Table(title=printable(paths[0]), title_justify="left")
+    table = Table(title=printable(path), title_justify="left")
     for column in ("tensor", "shape", "dtype", "norm", "NaN", "Inf"):
         text = column in ("tensor", "shape", "dtype")
         table.add_column(column, justify="left" if text else "right")

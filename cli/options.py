@@ -21,6 +21,8 @@ __all__ = [
     "JsonOption",
     "LogDetOption",
     "PlotOption",
+    "QuietOption",
+    "ReplaceOption",
     "RunOption",
     "SetOption",
     "ThresholdOption",
@@ -120,6 +122,10 @@ CheckpointsArgument = Annotated[
 # Of commands that measure nothing; those that do have them in a panel of their help.
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")]
+ReplaceOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file of other content.")
+]
 PlotOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", rich_help_panel="Measurement", help="Also draw a figure."),

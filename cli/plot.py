@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from landscape_cli.options import DebugOption, JsonOption, RunOption, examples, require_run
+from landscape_cli.options import (
+    DebugOption,
+    JsonOption,
+    QuietOption,
+    RunOption,
+    examples,
+    require_run,
+)
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["check_ending", "draw", "register"]
@@ -21,7 +28,7 @@ def plot(
     ] = None,
     run: RunOption = None,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Figures of spectra, of log-volumes or of counts of directions.

@@ -9,6 +9,7 @@ from landscape_cli.options import (
     DebugOption,
     JsonOption,
     LogDetOption,
+    QuietOption,
     RunOption,
     ThresholdOption,
     examples,
@@ -25,7 +26,7 @@ def show(
     threshold: ThresholdOption = None,
     run: RunOption = None,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Tables of what each result file holds: eigenvalues, log-volumes, directions, divergences.

@@ -5,7 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from landscape_cli.options import DebugOption, JsonOption, SetOption, complete_builtin, examples
+from landscape_cli.options import (
+    DebugOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    complete_builtin,
+    examples,
+)
 from landscape_cli.reporting import REPORT, printable
 
 __all__ = ["register", "training_table"]
@@ -32,7 +39,7 @@ def train(
         bool, typer.Option("--overwrite", help="Replace another run's checkpoints.")
     ] = False,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train a built-in task and save checkpoints at log-spaced steps.

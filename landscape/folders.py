@@ -12,8 +12,17 @@ from landscape.paths import expand_paths
 from landscape.sniffing import refuse, sniff
 from landscape.text import natural_key, shown
 
-__all__ = ["DISTRIBUTED", "INDEX", "SHARDED", "expand_checkpoints", "inner_file", "series_in"]
-__all__ += ["training_step", "weights_file"]
+__all__ = [
+    "DISTRIBUTED",
+    "INDEX",
+    "SHARDED",
+    "expand_checkpoints",
+    "inner_file",
+    "one_checkpoint",
+    "series_in",
+    "training_step",
+    "weights_file",
+]
 
 DISTRIBUTED = ".metadata"
 INDEX = ".index.json"
@@ -164,3 +173,15 @@ def _step_in(name: str) -> int | None:
         if found := re.findall(rf"(?<![a-z]){word}{_NUMBER}(?!\.?[0-9]|[a-z])", stem):
             return int(found[-1])
     return None
+
+
+def one_checkpoint(pattern: str, command: str) -> Path:
+    """The only checkpoint that a pattern stands for, for a command that takes one.
+
+    Raises:
+        UsageError: as :func:`expand_checkpoints`, or there are several.
+    """
+    paths = expand_checkpoints([pattern])
+    if len(paths) != 1:
+        raise UsageError(f"{pattern!r} matches {len(paths)} checkpoints; {command} takes one")
+    return paths[0]
