@@ -17,25 +17,15 @@ def main() -> None:
 
     sys.path.append(here)
     code = run(sys.argv[1:])
-    if "torch.distributed" in sys.modules and _is_one_of_several():
-        # Threads of the exchanges abort an interpreter that ends, now and then.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if "landscape.distributed" in sys.modules:
+        from landscape.distributed import leave
+
+        if leave():
+            # Threads of the exchanges abort an interpreter that ends, now and then.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
-
-
-def _is_one_of_several() -> bool:
-    from landscape.distributed import leave
-    from landscape.errors import UsageError
-    from landscape.launch import launched
-
-    try:
-        several = launched() is not None
-    except UsageError:
-        return False
-    leave()
-    return several
 
 
 if __name__ == "__main__":

@@ -136,10 +136,9 @@ def _begin(arguments: Sequence[str]) -> None:
     """Start the report; of several processes of one analysis the first speaks."""
     command = _command(arguments)
     REPORT.begin(json="--json" in arguments, command=command, argv=arguments)
-    launch = launched()
+    REPORT.launch = launch = launched()
     if launch is None:
         return
-    REPORT.silent = launch.rank > 0
     if command not in _SEVERAL and not {"--help", "-h"} & set(arguments):
         raise UsageError(
             f"landscape {command} works in one process, but torchrun or srun started "

@@ -25,7 +25,6 @@ from landscape.errors import (
     UsageError,
 )
 from landscape.folders import expand_checkpoints
-from landscape.launch import launched
 from landscape.lock import hold
 from landscape.measurement import Measurement
 from landscape.partial import PartialFile
@@ -181,7 +180,7 @@ def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, A
     Raises:
         LandscapeError: what went wrong; with several checkpoints the others are measured first.
     """
-    ranks = join(launched())
+    ranks = join(REPORT.launch)
     with ranks.unanimous():
         settings = settings_from(common)
         paths = expand_checkpoints(patterns)

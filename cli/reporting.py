@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from landscape.launch import Launch
 from landscape.text import escape_name
 
 __all__ = ["REPORT", "Report", "printable"]
@@ -30,7 +31,7 @@ class Report:
 
     def begin(self, *, json: bool, command: str, argv: Sequence[str]) -> None:
         """Start anew for a command line."""
-        self.silent = False  # Say nothing at all: another process of the same analysis speaks.
+        self.launch: Launch | None = None  # Of several processes of one analysis the first speaks.
         self._stdout = sys.stdout
         self.use_json(json)
         self.quiet = "--quiet" in argv or "-q" in argv
@@ -41,6 +42,11 @@ class Report:
         self._muted = False
         self.results: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
+
+    @property
+    def silent(self) -> bool:
+        """Say nothing at all: another process of the same analysis speaks."""
+        return self.launch is not None and self.launch.rank > 0
 
     def use_json(self, wanted: bool) -> None:
         """Whether a JSON document goes to stdout, instead of tables."""

@@ -17,7 +17,12 @@ from torch import Generator, Tensor
 from landscape import reductions
 from landscape.rng import normal
 
-__all__ = ["Coordinates", "Group", "Slice"]
+__all__ = ["Coordinates", "Group", "Slice", "cuts"]
+
+
+def cuts(count: int, size: int) -> list[int]:
+    """Where so many items are cut for processes: equal parts up to one item, (size + 1,)."""
+    return [count * rank // size for rank in range(size + 1)]
 
 
 class Coordinates:
@@ -90,7 +95,7 @@ class Group(Protocol):
         """Every process's number."""
 
     def joined(self, part: Tensor, lengths: list[int]) -> Tensor:
-        """The processes' vectors, of these lengths, one after the other."""
+        """The processes' rows, so many of each, one after the other."""
 
 
 class Slice(Coordinates):
@@ -105,7 +110,7 @@ class Slice(Coordinates):
     def __init__(self, n: int, group: Group, *, host: bool = True) -> None:
         self.n = n
         self._group = group
-        ends = [n * rank // group.size for rank in range(group.size + 1)]
+        ends = cuts(n, group.size)
         self._lengths = [stop - start for start, stop in itertools.pairwise(ends)]
         self._here = slice(ends[group.rank], ends[group.rank + 1])
         self.length = self._lengths[group.rank]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
+from landscape.coordinates import cuts
 from landscape.criteria import Batch, batch_length
 from landscape.errors import LandscapeError, TaskError, UsageError
 from landscape.rng import stream
@@ -224,7 +225,7 @@ def shard(data: DataSet, rank: int, size: int) -> DataSet:
 
     The digest stays that of all the data. A part is empty where there are too few examples.
     """
-    first, last = (data.n_examples * number // size for number in (rank, rank + 1))
+    first, last = cuts(data.n_examples, size)[rank : rank + 2]
     taken, offset = [], 0
     for batch in data.batches:
         length = batch_length(batch)

@@ -63,7 +63,7 @@ class Alone:
         return [value]
 
     def joined(self, part: Tensor, lengths: list[int]) -> Tensor:
-        """The processes' vectors, of these lengths, one after the other."""
+        """The processes' rows, so many of each, one after the other; of a vector, its entries."""
         return part
 
     def sent(self, tensor: Tensor) -> Tensor:
@@ -153,9 +153,8 @@ class Ranks(Alone):
 
     @_checked
     def joined(self, part: Tensor, lengths: list[int]) -> Tensor:
-        """The processes' vectors, of these lengths, one after the other."""
-        longest = max(lengths)
-        padded = part.new_zeros(longest)
+        """The processes' rows, so many of each, one after the other; of a vector, its entries."""
+        padded = part.new_zeros(max(lengths), *part.shape[1:])
         padded[: len(part)] = part
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         torch.distributed.all_gather(parts, padded)
@@ -326,11 +325,13 @@ def join(launch: Launch | None) -> Alone:
     return Ranks(launch)
 
 
-def leave() -> None:
-    """End the exchanges of this process, if there were any."""
+def leave() -> bool:
+    """End the exchanges of this process; whether there were any."""
+    joined: bool = torch.distributed.is_available() and torch.distributed.is_initialized()
     with contextlib.suppress(RuntimeError, ValueError):
-        if torch.distributed.is_initialized():
+        if joined:
             torch.distributed.destroy_process_group()
+    return joined
 
 
 def _meeting_place(launch: Launch) -> Any:

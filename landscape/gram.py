@@ -62,8 +62,7 @@ def _joined_factor(risk: Risk, batches: Sequence[int] | None) -> Tensor:
     mine = torch.zeros(0, risk.n, dtype=torch.float64)
     with risk.ranks.unanimous():
         mine = _factor(risk, batches, None, None)
-    lengths = [int(count) * risk.n for count in risk.ranks.each(float(len(mine)))]
-    return risk.ranks.joined(mine.reshape(-1), lengths).reshape(-1, risk.n)
+    return risk.ranks.joined(mine, [int(count) for count in risk.ranks.each(float(len(mine)))])
 
 
 def _factor(

@@ -7,14 +7,13 @@ is shared out by rows: the others evaluate what they are sent until they are dis
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
 from torch import Tensor
 
+from landscape.coordinates import cuts
 from landscape.distributed import Alone
 from landscape.errors import RankError, TerminatedError
 
@@ -76,9 +75,12 @@ class _Leader:
             count, n = self._announce(0, 0)
             if count < 0:
                 return
-            # Rank 0 has every error, too, and may know what to do; a lost process is another thing.
-            with contextlib.suppress(_EvaluationError):
+            try:
                 self._together(self._like.new_empty(count, n))
+            except Exception as error:
+                # Others' or one's own error of an evaluation: rank 0 may know what to do.
+                if isinstance(error, TerminatedError | RankError):
+                    raise
 
     def dismiss(self) -> None:
         """Let the others go on."""
@@ -89,27 +91,10 @@ class _Leader:
         return int(counts[0]), int(sizes[0])
 
     def _together(self, rows: Tensor) -> tuple[Tensor, ...]:
-        ranks, count = self._ranks, len(rows)
-        ends = [count * rank // ranks.size for rank in range(ranks.size + 1)]
+        ranks, ends = self._ranks, cuts(len(rows), self._ranks.size)
         rows = ranks.sent(rows)
         mine: tuple[Tensor, ...] = ()
-        try:
-            with ranks.unanimous():
-                mine = self._evaluate(rows[ends[ranks.rank] : ends[ranks.rank + 1]])
-        except Exception as error:
-            if ranks.rank:
-                raise _EvaluationError from error
-            raise
+        with ranks.unanimous():
+            mine = self._evaluate(rows[ends[ranks.rank] : ends[ranks.rank + 1]])
         lengths = [stop - start for start, stop in itertools.pairwise(ends)]
-        return tuple(_joined(ranks, part, lengths) for part in mine)
-
-
-class _EvaluationError(Exception):
-    """Some process's evaluation failed, which rank 0 deals with."""
-
-
-def _joined(ranks: Alone, part: Tensor, lengths: list[int]) -> Tensor:
-    """The processes' rows, one after the other."""
-    width = math.prod(part.shape[1:])
-    flat = ranks.joined(part.reshape(-1), [width * length for length in lengths])
-    return flat.reshape(sum(lengths), *part.shape[1:])
+        return tuple(ranks.joined(part, lengths) for part in mine)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import os
 import pickle
 import subprocess
-import sys
 
+import launching
 import numpy as np
 import pytest
 import ranks_job
@@ -34,25 +33,15 @@ def together(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks") / "found.pickle"
     # Chains exchange some thousand times, which takes long where processes share a core.
     without = ["anneal"] if request.param == 2 else []
-    done = launch(request.param, ranks_job.__file__, out, *without)
-    assert done.returncode == 0, done.stderr
-    return pickle.loads(out.read_bytes())
-
-
-def launch(size, *arguments, **options):
-    """Run a script in several processes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(size), *map(str, arguments)),
-        ],
+    done = subprocess.run(
+        launching.torchrun(request.param, ranks_job.__file__, out, *without),
         capture_output=True,
         text=True,
         timeout=300,
-        env=environment,
-        **options,
+        env=launching.one_thread(),
     )
+    assert done.returncode == 0, done.stderr
+    return pickle.loads(out.read_bytes())
 
 
 @pytest.mark.parametrize("name", [n for n in ranks_job.MEASUREMENTS if n != "poisoned"])
