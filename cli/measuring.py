@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from landscape.budget import Budget
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoint import Checkpoint, read_checkpoint
 from landscape.data import DataSet, materialise
 from landscape.distributed import ALONE, Alone, join
 from landscape.errors import (
@@ -27,6 +27,7 @@ from landscape.errors import (
 from landscape.folders import expand_checkpoints
 from landscape.lock import hold
 from landscape.measurement import Measurement
+from landscape.node_copy import read_once
 from landscape.partial import PartialFile
 from landscape.prior_measurement import PriorMeasurement
 from landscape.priors import prior_table
@@ -117,9 +118,7 @@ class PriorJob(Job[PriorRun, Found]):
         paths = expand_checkpoints(patterns)
         resolved, data = prepare_task(common, settings, paths)
         for path in paths:
-            checkpoint = read_checkpoint(
-                path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
-            )
+            checkpoint = read_named(path, common)
             run = self.run(resolved=resolved, data=data, checkpoint=checkpoint, settings=settings)
             space = run.load()
             anchor = space.vector().double().cpu()
@@ -172,6 +171,11 @@ def prepare_task(
     if wanted is not None and wanted > data.n_examples:
         REPORT.say(f"--examples {wanted}: there are {data.n_examples}, and all are taken")
     return resolved, data
+
+
+def read_named(path: Path, common: Common) -> Checkpoint:
+    """Read a checkpoint as the command line says."""
+    return read_checkpoint(path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle)
 
 
 def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, Any]) -> list[Path]:
@@ -241,10 +245,8 @@ def _measure(
     data: DataSet,
     ranks: Alone = ALONE,
 ) -> tuple[Path, Result]:
+    checkpoint = read_once(ranks, lambda: read_named(path, common))
     with ranks.unanimous():
-        checkpoint = read_checkpoint(
-            path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
-        )
         run = job.run(
             resolved=resolved,
             data=data,

@@ -17,7 +17,8 @@ import contextlib
 import datetime
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -72,6 +73,10 @@ class Alone:
 
     def shared(self, make: Callable[[], Value]) -> Value:
         """What rank 0 makes, in every process; an error of its is an error of all."""
+        return make()
+
+    def once_per_node(self, make: Callable[[], Value]) -> Value:
+        """What the lowest process of a node makes, in all of the node; an error is one of all."""
         return make()
 
     def decide(self, choose: Callable[[], bool]) -> Callable[[], bool]:
@@ -181,14 +186,7 @@ class Ranks(Alone):
 
     def shared(self, make: Callable[[], Value]) -> Value:
         """What rank 0 makes, in every process; an error of its is an error of all."""
-        value = error = None
-        if self.rank == 0:
-            try:
-                value = make()
-            except (errors.TerminatedError, RankError):
-                raise  # The others lose this process, or are lost.
-            except Exception as caught:  # Any: the others wait for an answer.
-                error = caught
+        value, error = _tried(make) if self.rank == 0 else (None, None)
         value, note = self._broadcast((value, None if error is None else _as_note(error)))
         if error is not None:
             raise error
@@ -196,6 +194,23 @@ class Ranks(Alone):
             raise _from_note(note)
         found: Value = value
         return found
+
+    def once_per_node(self, make: Callable[[], Value]) -> Value:
+        """What the lowest process of a node makes, in all of the node; an error is one of all."""
+        first = self._first_of_node
+        value, error = _tried(make) if self.rank == first else (None, None)
+        found = self._gathered((value, None if error is None else _as_note(error)))
+        if error is not None:
+            raise error
+        _raise_first([note for _, note in found])
+        made: Value = found[first][0]
+        return made
+
+    @functools.cached_property
+    def _first_of_node(self) -> int:
+        # By name: srun may deal the processes out to the nodes one by one.
+        hosts = self._gathered(socket.gethostname())
+        return hosts.index(hosts[self.rank])
 
     def decide(self, choose: Callable[[], bool]) -> Callable[[], bool]:
         """A question that rank 0 answers for all."""
@@ -216,8 +231,7 @@ class Ranks(Alone):
         notes = self._gathered(None if error is None else _as_note(error))
         if error is not None:
             raise error
-        rank, note = next((rank, note) for rank, note in enumerate(notes) if note is not None)
-        raise _from_note(note, rank)
+        _raise_first(notes)
 
     def coordinates(self, n: int, device: torch.device) -> Coordinates:
         """Which coordinates of vectors in R^n this process holds."""
@@ -270,6 +284,23 @@ class _SharedUnits:
 
 
 _Note = tuple[str, str, int]
+
+
+def _tried(make: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
+    """What is made, or the error, of which others must be told."""
+    try:
+        return make(), None
+    except (errors.TerminatedError, RankError):
+        raise  # The others lose this process, or are lost.
+    except Exception as caught:  # Any: the others wait for an answer.
+        return None, caught
+
+
+def _raise_first(notes: Sequence[_Note | None]) -> None:
+    """Raise the error of the lowest process that has one."""
+    for rank, note in enumerate(notes):
+        if note is not None:
+            raise _from_note(note, rank)
 
 
 def _as_note(error: Exception) -> _Note:

@@ -47,7 +47,7 @@ LAYERS = [
     {"contents", "tensor_facts"},
     {"distributed_checkpoint", "inert"},
     {"task", "data", "checkpoint", "params", "training_files"},
-    {"summary", "origin", "conversion", "skeleton"},
+    {"summary", "origin", "conversion", "skeleton", "node_copy"},
     {"initialisation", "loading"},
     {"risk", "training"},
     {"products"},
