@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from landscape.volume.anneal_records import Annealing, Check
+from landscape.volume.anneal_records import Annealing, Check, Curve
 from landscape.volume.anneal_summary import at_radius, judgement
 from landscape.volume.records import VolumeEstimate, VolumeResult
 from landscape_cli.render import number
@@ -30,6 +30,7 @@ def anneal_tables(result: VolumeResult) -> list[Any]:
     return [
         _summary(annealing, estimate),
         *[_failures(failed)] * bool(failed),
+        *[_over_radius(annealing.curve)] * (len(annealing.curve.radius) > 1),
         _bounds(result, annealing, estimate),
     ]
 
@@ -98,6 +99,26 @@ def _failures(failed: list[Check]) -> Table:
         sign = "at least" if check.at_least else "at most"
         limit = f"{sign} {check.limit:.3g}"
         table.add_row(printable(check.name), f"{check.value:.3g}", limit, printable(check.remedy))
+    return table
+
+
+def _over_radius(curve: Curve) -> Table:
+    table = Table(title="log V within R in nats, and distance (anneal)", title_justify="left")
+    table.add_column("R", justify="right")
+    for start in ("from the prior", "from the checkpoint"):
+        table.add_column(start, justify="right")
+        table.add_column("distance", justify="right")
+    table.add_column("both starts")
+    for row, radius in enumerate(curve.radius):
+        cells = []
+        for start in ("ladder", "outward"):
+            value, stderr, distance = (
+                float(getattr(curve, f"{start}{what}")[row])
+                for what in ("", "_stderr", "_distance")
+            )
+            cells += [_difference(value, stderr), "" if math.isnan(distance) else number(distance)]
+        name = "∞" if math.isinf(radius) else f"{radius:.3g}"
+        table.add_row(name, *cells, printable(curve.findings[row]))
     return table
 
 

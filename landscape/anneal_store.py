@@ -26,7 +26,7 @@ from landscape.volume.islands import BY_LEVEL, Islands
 
 __all__ = ["read_annealing", "write_annealing"]
 
-_CURVE: Axes = {f.name: ("radius",) for f in dataclasses.fields(Curve)}
+_CURVE: Axes = {f.name: ("radius",) for f in dataclasses.fields(Curve) if f.name != "findings"}
 _ISLANDS: Axes = {
     "beta": ("level",),
     "tether": ("level",),
@@ -50,7 +50,9 @@ def write_annealing(file: h5py.File, annealing: Annealing, cutoff: NDArray[np.fl
     """
     group = group_at(file, "anneal")
     write_attributes(group, record_numbers(annealing))
-    write_arrays(group_at(file, "anneal/curve"), annealing.curve, _CURVE)
+    curve = group_at(file, "anneal/curve")
+    write_arrays(curve, annealing.curve, _CURVE)
+    write_texts(curve, "findings", annealing.curve.findings, "radius")
     for name in ("ladder", "outward"):
         islands = getattr(annealing, name)
         if islands is not None:
@@ -96,8 +98,9 @@ def read_annealing(node: h5py.Group, cutoff: NDArray[np.float64]) -> Annealing:
 
 
 def _curve(node: h5py.Group) -> Curve:
-    curve = Curve(**read_arrays(node, Curve, _CURVE, {}))
-    radius = curve.radius
+    arrays = read_arrays(node, Curve, _CURVE, {})
+    radius = arrays["radius"]
+    curve = Curve(**arrays, findings=read_texts(node, "findings", len(radius)))
     # Not by differences, which are undefined between infinities.
     if not (radius > 0).all() or not np.array_equal(np.sort(radius), radius):
         raise ValueError(f"{node.name}: the radii are not positive and ascending")

@@ -16,7 +16,7 @@ from landscape.volume import anneal_job
 from landscape.volume.anneal import annealed
 from landscape.volume.anneal_job import keep_annealing
 from landscape.volume.anneal_plan import Shortfall
-from landscape.volume.belief import Start, agree, checks, start
+from landscape.volume.belief import AGREE, Start, agree, checks, finding, start
 from landscape.volume.islands import Islands
 from landscape.volume.path import refined
 from landscape.volume.pilot import Scout
@@ -287,6 +287,22 @@ def test_agreement_is_within_errors_that_are_small_enough():
     assert passed(near, a_start(-10, 0.3, distance=1.06)) == [True, True]
     assert passed(near, a_start(-10, 0.3, distance=1.2)) == [True, False]
     assert passed(near, a_start(-10, 0.3, distance=1.2, distance_stderr=0.1)) == [True, True]
+
+
+def test_a_finding_says_what_keeps_starts_from_agreeing():
+    near = a_start(-10, 0.3)
+    assert finding(near, a_start(-10.5, 0.3), error=1.0) == AGREE
+    assert finding(None, near, error=1.0) == "nothing from the prior"
+    assert finding(near, None, error=1.0) == "nothing from the checkpoint"
+    low = a_start(-10, 0.3, label="lower bound")
+    assert finding(near, low, error=1.0) == "a lower bound from the checkpoint"
+    assert finding(low, near, error=1.0) == "a lower bound from the prior"
+    apart = a_start(-15, 0.3, distance=1.2)
+    text = finding(near, apart, error=1.0)
+    assert text.startswith("log V differs by 5, not 1.")
+    assert "; distance differs by 0.2, not 0.1" in text
+    wide = finding(a_start(-10, 9.0), a_start(-10, 9.0), error=1.0)
+    assert wide.startswith("log V is known to")
 
 
 def test_false_alarms_are_as_rare_as_they_say():

@@ -46,25 +46,28 @@ class Curve:
 
     Attributes:
         radius: R in prior standard deviations (rms), ascending, inf for no limit, (r,).
-        distance: rms distance of the basin's mass from the anchor, of the outward run, (r,).
-        ladder: log V from the prior, (r,); NaN where no ladder was run, as its errors.
+        ladder: log V from the prior, (r,); NaN where no ladder was run, as all of it.
         ladder_stderr, ladder_lower, ladder_upper: its standard error and 95% interval, (r,).
-        outward: log V from the anchor, (r,); NaN where there is none.
-        outward_stderr, outward_lower, outward_upper: (r,).
+        ladder_distance: rms distance of the basin's mass from the anchor, in the same unit, (r,).
+        outward: log V from the anchor, (r,); NaN where there is none, as all of it.
+        outward_stderr, outward_lower, outward_upper, outward_distance: (r,).
         agrees: whether both are known and agree, (r,).
+        findings: ``agree``, or why not, in words, (r,).
     """
 
     radius: FloatArray
-    distance: FloatArray
     ladder: FloatArray
     ladder_stderr: FloatArray
     ladder_lower: FloatArray
     ladder_upper: FloatArray
+    ladder_distance: FloatArray
     outward: FloatArray
     outward_stderr: FloatArray
     outward_lower: FloatArray
     outward_upper: FloatArray
+    outward_distance: FloatArray
     agrees: BoolArray
+    findings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from landscape.flat.learning import effective_dimension
 from landscape.volume.anneal_records import Annealing, Check, Curve
-from landscape.volume.belief import Start, agree, checks, start
+from landscape.volume.belief import AGREE, Start, agree, checks, finding, start
 from landscape.volume.islands import Islands, volumes
 from landscape.volume.options import VolumeOptions
 from landscape.volume.records import VolumeEstimate
@@ -159,35 +159,39 @@ def _curve(
     options: VolumeOptions,
 ) -> Curve:
     """Both starts at every radius of the outward run; ``end`` is the ladder's at the last."""
-    rows, agrees = [], []
+    rows, found = [], []
     for place, radius in enumerate(radii):
         out = start(outward, place, min(options.cutoffs), n=n, radius=radius)
         inward = end if place == len(radii) - 1 else nearer.get(place)
-        verdicts = [] if inward is None else agree(inward, out, error=options.error)
-        agrees.append(inward is not None and all(check.passed for check in verdicts))
-        rows.append((radius, out.distance, *_numbers(inward), *_numbers(out)))
-    return _of_rows(rows, agrees)
+        found.append(finding(inward, out, error=options.error))
+        rows.append((radius, *_numbers(inward), *_numbers(out)))
+    return _of_rows(rows, found)
 
 
 def _point(end: Start, radius: float, *, ladder: bool) -> Curve:
     """The only start at the only radius."""
-    numbers = (end, None) if ladder else (None, end)
-    row = (radius, end.distance, *(v for found in numbers for v in _numbers(found)))
-    return _of_rows([row], [False])
+    starts = (end, None) if ladder else (None, end)
+    row = (radius, *(v for found in starts for v in _numbers(found)))
+    return _of_rows([row], [finding(*starts, error=math.inf)])
 
 
-def _of_rows(rows: Sequence[tuple[float, ...]], agrees: Sequence[bool]) -> Curve:
+def _of_rows(rows: Sequence[tuple[float, ...]], findings: Sequence[str]) -> Curve:
     order = np.argsort([row[0] for row in rows], kind="stable")
-    names = [f.name for f in dataclasses.fields(Curve) if f.name != "agrees"]
+    names = [f.name for f in dataclasses.fields(Curve) if f.name not in ("agrees", "findings")]
     columns = np.array(rows, dtype=np.float64)[order].T
-    return Curve(**dict(zip(names, columns, strict=True)), agrees=np.array(agrees)[order])
+    texts = tuple(findings[place] for place in order)
+    return Curve(
+        **dict(zip(names, columns, strict=True)),
+        agrees=np.array([text == AGREE for text in texts]),
+        findings=texts,
+    )
 
 
 def _numbers(found: Start | None) -> tuple[float, ...]:
     if found is None:
-        return (math.nan,) * 4
+        return (math.nan,) * 5
     v = found.volume
-    return (v.value, v.stderr, v.lower, v.upper)
+    return (v.value, v.stderr, v.lower, v.upper, found.distance)
 
 
 def _estimate(

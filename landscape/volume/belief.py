@@ -24,9 +24,11 @@ from landscape.volume.islands import (
 )
 from landscape.volume.weights import LogMean
 
-__all__ = ["Start", "agree", "checks", "start"]
+__all__ = ["AGREE", "Start", "agree", "checks", "finding", "start"]
 
 FloatArray = NDArray[np.float64]
+
+AGREE = "agree"
 
 # Sixteen independent draws of many chains give up to 1.1, of chains that need five trajectories for
 # an independent draw 1.4: weights allow for that, not for chains that stay where they are.
@@ -132,6 +134,19 @@ def agree(one: Start, two: Start, *, error: float) -> tuple[Check, Check]:
             remedy="a larger --budget, or a smaller --tether",
         ),
     )
+
+
+def finding(ladder: Start | None, outward: Start | None, *, error: float) -> str:
+    """:data:`AGREE`, or in few words why both starts do not."""
+    if ladder is None or outward is None:
+        return f"nothing from the {'prior' if ladder is None else 'checkpoint'}"
+    for name, found in (("prior", ladder), ("checkpoint", outward)):
+        if found.volume.label != "estimate":
+            return f"a {found.volume.label} from the {name}"
+    failed = [check for check in agree(ladder, outward, error=error) if not check.passed]
+    texts = [f"{c.name} {c.value:.2g}, not {c.limit:.2g}" for c in failed]
+    brief = "; ".join(texts).replace(" of both starts differ", " differs")
+    return brief.replace(" of both starts", "") or AGREE
 
 
 def _interval(a: float, b: float, freedom_a: float, freedom_b: float) -> float:

@@ -81,8 +81,15 @@ def curve(*, agree: int = 4, known: bool = True) -> Curve:
     for name, values in (("ladder", ladder), ("outward", outward)):
         columns |= {name: values, f"{name}_stderr": 0 * values + 0.3}
         columns |= {f"{name}_lower": values - 0.7, f"{name}_upper": values + 0.7}
+        columns[f"{name}_distance"] = np.where(np.isfinite(values), np.minimum(radius, 0.9), np.nan)
     agrees = (np.arange(5) < agree) & known
-    return Curve(radius=radius, distance=np.minimum(radius, 0.9), agrees=agrees, **columns)
+    differ = "log V differs by 3, not 1.1" if known else "nothing from the checkpoint"
+    return Curve(
+        radius=radius,
+        agrees=agrees,
+        findings=tuple("agree" if agreed else differ for agreed in agrees),
+        **columns,
+    )
 
 
 def checks(*, failing: bool) -> tuple[Check, ...]:
