@@ -91,7 +91,8 @@ def inspect(
     for key, value in sorted(summary.metadata.items()):
         if key == "step":
             continue
-        facts.add_row(printable(key), printable(value))
+        # safetensors files of PyTorch have a key "format" of their own: "pt".
+        facts.add_row("metadata format" if key == "format" else printable(key), printable(value))
     facts.add_row("next", printable(origin.command))
     REPORT.table(table, facts)
 

@@ -29,7 +29,14 @@ from torch import Tensor, nn
 from landscape.contents import Contents, read_file, read_model_folder
 from landscape.distributed_checkpoint import read_distributed
 from landscape.errors import NotFiniteError
-from landscape.folders import DISTRIBUTED, SHARDED, series_in, training_step, weights_file
+from landscape.folders import (
+    DISTRIBUTED,
+    SHARDED,
+    holds_checkpoints,
+    series_in,
+    training_step,
+    weights_file,
+)
 from landscape.sniffing import refuse
 from landscape.states import find_state, mapping, named_state, plain_tensors, state_paths
 from landscape.tensor_facts import dtype_name, number_kind, statistics
@@ -136,8 +143,15 @@ def _read(path: str, *, unsafe_pickle: bool) -> Contents:
         raise refuse(path, seen, f"Name one: {shown(p.name for p in series)}", "a single one")
     files = sorted(os.listdir(path))
     inside = [f for f in files if f.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))]
-    todo = f"Name a file in it: {shown(inside)}" if inside else "Name a file"
-    raise refuse(path, "is a directory", todo, SHARDED)
+    below = [f for f in files if holds_checkpoints(os.path.join(path, f))]
+    if inside:
+        todo = f"Name a file in it: {shown(inside)}"
+    elif below:
+        todo = f"Name a folder in it: {shown(below)}"
+    else:
+        todo = "Copy or download its weights too, or name a file"
+    seen = f"is a directory without weights (in it: {shown(files) or 'nothing'})"
+    raise refuse(path, seen, todo, SHARDED)
 
 
 def _canonical_name(name: str) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "INDEX",
     "SHARDED",
     "expand_checkpoints",
+    "holds_checkpoints",
     "inner_file",
     "one_checkpoint",
     "series_in",
@@ -37,7 +38,10 @@ _WEIGHTS = tuple(
 _STEP_WORDS = (r"(?:global[_-]?)?step", r"iter(?:ation)?", r"(?:checkpoint|ckpt)")
 _EPOCH = re.compile(r"(?<![a-z])epoch[_=-]?[0-9]")
 _ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-SHARDED = "a folder of one checkpoint, or of a series with steps in their names"
+SHARDED = (
+    "a folder of one checkpoint (model.safetensors, pytorch_model.bin, their index, .metadata), "
+    "or of a series with steps in their names"
+)
 
 
 def weights_file(folder: str | os.PathLike[str]) -> str | None:
@@ -93,6 +97,14 @@ def series_in(folder: str | os.PathLike[str]) -> list[Path]:
                 whole = weights_file(path) is not None if entry.is_dir() else _is_weights(path)
                 found += [path] if whole else []
     return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def holds_checkpoints(path: str) -> bool:
+    """Whether a path is a folder that is one checkpoint or holds a series; one level, no error."""
+    try:
+        return os.path.isdir(path) and bool(weights_file(path) or series_in(path))
+    except OSError:
+        return False
 
 
 def _is_weights(path: Path) -> bool:
@@ -183,5 +195,8 @@ def one_checkpoint(pattern: str, command: str) -> Path:
     """
     paths = expand_checkpoints([pattern])
     if len(paths) != 1:
-        raise UsageError(f"{pattern!r} matches {len(paths)} checkpoints; {command} takes one")
+        raise UsageError(
+            f"{pattern!r} matches {len(paths)} checkpoints; {command} takes one. "
+            f"Name one: {shown(paths)}"
+        )
     return paths[0]

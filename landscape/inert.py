@@ -228,8 +228,8 @@ class _Plain:
             entries = value if isinstance(value, dict) else {**value.state, **value.items}
             found |= {key: self.of(entry, depth + 1) for key, entry in entries.items()}
             made = found
-        else:
-            made = None
+        else:  # Tensors without names are no weights; what held them is told in messages.
+            made = type(value)() if type(value) in (list, tuple) else None
         self._done[id(value)] = made
         return made
 

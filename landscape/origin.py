@@ -90,7 +90,8 @@ def _hugging_face(checkpoint: Checkpoint) -> Origin | None:
         task = "hf-classifier" if kind == "SEQ_CLS" else "hf-causal-lm"
         needs = "data=FILE.csv" if kind == "SEQ_CLS" else "text=FILE.txt"
         words = f"peft, an adapter of {base or 'a model that it does not name'}"
-        return _adapter(checkpoint, words, task, "base=FOLDER", needs)
+        where = [] if os.path.isdir(base) else ["base=FOLDER"]
+        return _adapter(checkpoint, words, task, *where, needs)
     config = _config(folder, "config.json")
     if not config:
         return None

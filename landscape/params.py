@@ -36,7 +36,12 @@ class ParameterSpace:
     def __init__(self, model: nn.Module, patterns: Sequence[str] = ()) -> None:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trainable:
-            raise TaskError("the task's model has no trainable parameters (requires_grad=True)")
+            total = sum(p.numel() for p in model.parameters())
+            todo = "Unfreeze some" if total else "Give it its layers"
+            raise TaskError(
+                f"the task's model has no trainable parameters ({total} of any kind); "
+                f"expected some with requires_grad=True. {todo}"
+            )
         for name, parameter in trainable.items():
             if not parameter.is_floating_point():
                 raise TaskError(

@@ -134,7 +134,7 @@ def _layer(name: str, shapes: Mapping[str, tuple[int, ...]]) -> _Layer | None:
     names = {*shapes}
     bias = "" if "bias" in names else ", bias=False"
     if "running_mean" in names and len(weight) == 1:
-        return _Layer(name, f"nn.BatchNorm{{d}}d({weight[0]})", "batch norm")
+        return _Layer(name, f"nn.BatchNorm{{d}}d({weight[0]})", "batch norm", outputs=weight[0])
     if not names <= {"weight", "bias"} or not weight or 0 in weight:
         return None
     if len(weight) == 1:
@@ -174,15 +174,23 @@ def _follows(layers: Sequence[_Layer]) -> bool:
     )
 
 
-def _resolve(layers: Sequence[_Layer]) -> list[_Layer]:
-    """The layers with batch norms of the dimension that what stands before them has."""
+def _resolve(layers: Sequence[_Layer], *, ordered: bool) -> list[_Layer]:
+    """The layers with batch norms of a dimension.
+
+    It is that of what stands before them, or where names give no order (``bn1`` before ``conv1``)
+    that of a convolution of as many channels.
+    """
+    convolutions = [layer for layer in layers if layer.kind.startswith("convolution")]
+    channels = {} if ordered else {layer.outputs: int(layer.kind[-1]) for layer in convolutions}
     found, dimension = [], 1
     for layer in layers:
         if layer.kind.startswith("convolution"):
             dimension = int(layer.kind[-1])
         elif layer.kind == "linear":
             dimension = 1
-        code = layer.code.format(d=dimension) if layer.kind == "batch norm" else layer.code
+        code = layer.code
+        if layer.kind == "batch norm":
+            code = code.format(d=channels.get(layer.outputs, dimension))
         found.append(_Layer(layer.name, code, layer.kind, layer.inputs, layer.outputs))
     return found
 
@@ -200,7 +208,7 @@ def _sequential(layers: Sequence[_Layer]) -> _Model | None:
         return None
     if max(numbers) > _MAX_POSITIONS:
         return None
-    numbered = dict(zip(numbers, _resolve(layers), strict=True))
+    numbered = dict(zip(numbers, _resolve(layers, ordered=True), strict=True))
     lines = [_position(number, numbered) for number in range(max(numbers) + 1)]
     inner = "".join(f"        {line}\n" for line in lines)
     return _finished(layers, _SEQUENTIAL.format(inner=inner), "model()", "a sequence of layers")
@@ -300,7 +308,7 @@ def _finished(layers: Sequence[_Layer], code: str, call: str, words: str) -> _Mo
 def _module(layers: Sequence[_Layer]) -> _Model:
     """Modules under the checkpoint's names, with the computation left to the user."""
     tree: dict[str, Any] = {}
-    for layer in _resolve(layers):
+    for layer in _resolve(layers, ordered=False):
         *path, last = layer.name.split(".")
         node = tree
         for part in path:

@@ -84,6 +84,9 @@ def sniff(head: bytes, size: int, path: str) -> str:
     if text and all(c.isprintable() or c in "\t\n\r\f\ufeff" for c in text):
         if text.startswith("version https://git-lfs"):
             raise refuse(path, "is a Git LFS pointer (plain text)", "Fetch it: git lfs pull")
+        if path.endswith(".json"):
+            todo = f"Name the folder that holds it: {os.path.dirname(path) or '.'}"
+            raise refuse(path, "is plain text, such as a configuration or an index", todo)
         raise refuse(path, "is plain text", "A failed download may look so: open it and see")
     raise refuse(path, "is of no known format", "It may be damaged or encrypted")
 

@@ -245,14 +245,20 @@ def open_untrusted(path: Path | str) -> Iterator[h5py.File]:
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ResultFileError(f"result file {path} {what}; expected a .h5 file of landscape")
+        expected = "expected a .h5 file of landscape"
+        if path.is_dir():
+            todo = f"Name its result files: {path / '*.h5'}"
+            raise ResultFileError(f"result file {path} is a folder; {expected}. {todo}")
+        raise ResultFileError(f"result file {path} does not exist; {expected}")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
+        # A file of another name is a checkpoint or a figure, which nobody should delete.
+        own = path.suffix == ".h5"
+        todo = "Delete it and run the command again" if own else "Name a .h5 file of landscape"
         raise ResultFileError(
             f"result file {path} cannot be read: it is not HDF5, truncated or corrupt ({error}). "
-            "Delete it and run the command again"
+            f"{todo}"
         ) from error
     with file:
         try:

@@ -86,7 +86,8 @@ def _warnings(checkpoint: Checkpoint, rows: Sequence[TensorSummary]) -> Iterator
     if checkpoint.unsafe_pickle:
         yield "read with --unsafe-pickle: code named by the file was run"
     if bad := [row.name for row in rows if row.nan or row.inf]:
-        yield f"{len(bad)} tensors have NaN or infinite elements: {shown(bad)}"
+        them = "1 tensor has" if len(bad) == 1 else f"{len(bad)} tensors have"
+        yield f"{them} NaN or infinite elements: {shown(bad)}"
     dtypes = sorted({row.dtype for row in rows if "float" in row.dtype})
     if len(dtypes) > 1:
         yield f"floating-point tensors of several dtypes: {', '.join(dtypes)}"

@@ -38,9 +38,22 @@ def test_missing_file_is_wrong_usage(tmp_path):
 
 def test_a_folder_of_other_files(tmp_path):
     message = refusal(tmp_path)
-    assert "is a directory" in message
+    assert "is a directory without weights (in it: nothing)" in message
+    (tmp_path / "config.json").touch()
+    message = refusal(tmp_path)
+    assert "(in it: config.json)" in message
+    assert "expected a folder of one checkpoint (model.safetensors, pytorch_model.bin" in message
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "epoch=1-step=8.ckpt").touch()
+    assert "Name a folder in it: checkpoints" in refusal(tmp_path)
     (tmp_path / "best.safetensors").touch()
     assert "Name a file in it: best.safetensors" in refusal(tmp_path)
+
+
+def test_the_index_of_a_folder(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {}}')
+    assert f"Name the folder that holds it: {tmp_path}" in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,11 @@ def test_equal_sources_give_equal_files(cli, tmp_path):
         assert cli("convert", path, tmp_path / f"{name}.safetensors").code == 0
     one, two = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+def test_a_list_is_called_a_list(cli, tmp_path):
+    path = save(tmp_path / "list.pt", [torch.ones(2)])
+    for command in (("convert", path, tmp_path / "out.safetensors"), ("inspect", path)):
+        done = cli(*command)
+        assert done.code == 3
+        assert "holds a list; expected a dict of tensors" in done.err

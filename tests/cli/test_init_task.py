@@ -89,6 +89,16 @@ def test_other_modules_have_the_names_of_the_checkpoint(cli, tmp_path, name):
     assert "TODO: the computation" in done.err
 
 
+def test_batch_norms_of_named_modules_have_the_dimension_of_the_convolutions(cli, tmp_path):
+    blocks = [nn.ModuleDict({"bn1": nn.BatchNorm2d(4), "conv1": nn.Conv2d(3, 4, 3)})]
+    model = nn.ModuleDict({"bn1": nn.BatchNorm2d(4), "fc": nn.Linear(4, 2),
+                           "layer1": nn.ModuleList(blocks), "norm": nn.BatchNorm1d(5)})  # fmt: skip
+    _, task, _ = written(cli, tmp_path, model)
+    text = task.read_text()
+    assert text.count("nn.BatchNorm2d(4)") == 2
+    assert "nn.BatchNorm" in text.partition("self.norm = ")[2]
+
+
 @pytest.mark.parametrize("name", [*COMPLETE, *TO_FINISH])
 def test_the_file_is_clean(cli, tmp_path, name):
     _, task, _ = written(cli, tmp_path, {**COMPLETE, **TO_FINISH}[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 CONTROL = "\x1b]0;title\x07\x1b[2J"
 MARKUP = "[red]red[/red][/nothing]"
@@ -14,6 +15,14 @@ def test_table(cli, tiny):
     assert (done.code, done.err) == (0, "")
     for word in ("0.weight", "4x3", "float32", "26 ", "safetensors", "step", "7"):
         assert word in done.out
+
+
+def test_the_format_that_a_file_notes_is_not_its_own(cli, tiny, draw):
+    path = tiny.folder / "noted.safetensors"
+    save_file(draw(), path, metadata={"format": "pt"})
+    lines = [line.split() for line in cli("inspect", path).out.splitlines()]
+    assert ["format", "safetensors"] in lines
+    assert ["metadata", "format", "pt"] in lines
 
 
 def test_json(cli, tiny, draw):
@@ -30,7 +39,7 @@ def test_not_finite(cli, tiny, draw):
     path = tiny.write_checkpoint("bad.safetensors", state)
     done = cli("inspect", path)
     assert done.code == 0
-    assert "warning: 1 tensors have NaN or infinite elements: 0.bias" in done.err
+    assert "warning: 1 tensor has NaN or infinite elements: 0.bias" in done.err
     values = cli("inspect", path, "--json").values
     assert (values["nan"], values["inf"], values["norm"]) == (1, 2, None)
 

@@ -46,6 +46,15 @@ def test_folders_are_told_by_their_configuration(tmp_path, name):
     assert ("timm, resnet18" if name == "timm" else "transformers") in origin.library
 
 
+def test_the_base_of_adapters_is_asked_for_where_it_is_not_known(tmp_path):
+    save(tmp_path / "adapter_model.safetensors", {"w": torch.ones(2)}, "safetensors")
+    for base, asked in ((tmp_path / "away", True), (tmp_path, False)):
+        config = {"base_model_name_or_path": str(base), "task_type": "CAUSAL_LM"}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        words = shlex.split(recognise(read_checkpoint(tmp_path)).command)
+        assert ("base=FOLDER" in words) == asked
+
+
 @pytest.mark.parametrize("library", NAMES)
 def test_image_models_are_told_by_their_names(library):
     origin = recognise(in_memory({name: torch.ones(1) for name in NAMES[library]}))

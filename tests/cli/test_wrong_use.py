@@ -162,7 +162,7 @@ USES = [
         "inspect-series",
         "inspect {tmp}/sub",
         2,
-        ("matches 2 checkpoints", "inspect takes one"),
+        ("matches 2 checkpoints", "inspect takes one", "Name one:", "sub/step_1.safetensors"),
         files={"sub/step_2.safetensors": tensors(), "sub/step_1.safetensors": tensors()},
     ),
     checkpoint("checkpoint-empty", "empty.safetensors", "", 3, "is empty (0 bytes)"),
@@ -358,8 +358,14 @@ USES = [
     task_use(
         "parameters-frozen",
         3,
-        ("no trainable parameters",),
+        ("no trainable parameters (26 of any kind)", "requires_grad=True", "Unfreeze some"),
         model="network().requires_grad_(False)",
+    ),
+    task_use(
+        "parameters-none",
+        3,
+        ("no trainable parameters (0 of any kind)", "Give it its layers"),
+        model="nn.Identity()",
     ),
     Use(
         "divergence-undefined",
@@ -406,8 +412,9 @@ USES = [
     Use("output-is-a-file", "hessian {ckpt} --task {task} -o {ckpt}", 2, ("cannot write", "--out")),
     Use("figure-ending", "{measure} --plot {tmp}/figure.bmp", 2, (".bmp", ".png, .pdf, .svg")),
     Use("show-missing", "show {tmp}/none.h5", 2, ("none.h5", "does not exist")),
-    Use("show-folder", "show {tmp}", 2, ("is a folder",)),
-    Use("show-checkpoint", "show {ckpt}", 2, ("is not HDF5",)),
+    Use("show-folder", "show {tmp}", 2, ("is a folder", "Name its result files", "*.h5")),
+    Use("show-checkpoint", "show {ckpt}", 2, ("is not HDF5", "Name a .h5 file of landscape")),
+    Use("show-damaged", "show {tmp}/a.h5", 2, ("is not HDF5", "Delete it"), files={"a.h5": "cut"}),
     Use("show-foreign", "show {tmp}/f.h5", 2, ("not a result of",), files={"f.h5": hdf5()}),
     Use(
         "show-other-schema",
