@@ -27,6 +27,7 @@ from landscape_cli import (
     inspect,
     plot,
     show,
+    slice,
     train,
     volume,
 )
@@ -46,7 +47,7 @@ app = typer.Typer(
 
 for _module in (
     *(demo, train, inspect, convert, init_task, check),
-    *(hessian, volume, flat, compare, batch, collect, show, plot),
+    *(hessian, volume, flat, compare, slice, batch, collect, show, plot),
 ):
     _module.register(app)
 

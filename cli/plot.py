@@ -26,6 +26,10 @@ def plot(
             "--out", "-o", metavar="FILE", help="Figure file: .png, .pdf or .svg (default: beside)."
         ),
     ] = None,
+    surface: Annotated[
+        bool,
+        typer.Option("--surface", help="Of landscape slice: draw planes as 3-D surfaces."),
+    ] = False,
     run: RunOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -38,14 +42,15 @@ def plot(
     effective dimension over the cutoff; of an annealed one also its path, both starts over the
     radius, and its islands. Of landscape flat: a stacked bar per checkpoint, the counts over the
     training step or the cutoff, walks and the sweep over examples. Of landscape compare: divergence
-    of examples and the loss between the weights. Several results are drawn together, in the
-    order of their training steps; a series of landscape collect over the training step; of
-    landscape batch collect every run in a figure of its own.
+    of examples and the loss between the weights. Of landscape slice: the excess loss on a line, or
+    contours of it in a plane (--surface: in 3-D), with the quadratic prediction. Several results
+    are drawn together, in the order of their training steps; a series of landscape collect over the
+    training step; of landscape batch collect every run in a figure of its own.
     """
     target = results[0].with_suffix(".png") if out is None else out
     check_ending(target, "--out")
     for number, figure in _figures(results, target, run).items():
-        draw(results, figure, run=number)
+        draw(results, figure, run=number, surface=surface)
         REPORT.add(
             {
                 "file": str(figure),
@@ -78,11 +83,13 @@ def _figures(results: list[Path], target: Path, run: int | None) -> dict[int | N
     }
 
 
-def draw(results: list[Path], figure: Path, *, run: int | None = None) -> None:
+def draw(
+    results: list[Path], figure: Path, *, run: int | None = None, surface: bool = False
+) -> None:
     """Draw result files and say where."""
     from landscape.plotting import plot_results
 
-    plot_results(results, figure, run=run)
+    plot_results(results, figure, run=run, surface=surface)
     REPORT.say(f"figure: {printable(figure)}")
 
 
@@ -111,6 +118,7 @@ def register(app: typer.Typer) -> None:
             "landscape plot results/*.volume.*.h5 -o volume.pdf",
             "landscape plot results/*.flat.*.h5 -o flat.png",
             "landscape plot results/*.compare.*.h5 -o compare.png",
+            "landscape plot results/*.slice.*.h5 --surface -o slice.png",
             "landscape plot series.h5 -o series.pdf",
             "landscape plot series.h5 --run 2 -o volumes.pdf",
         ),

@@ -8,10 +8,12 @@ from landscape.compare.records import CompareResult
 from landscape.errors import UsageError
 from landscape.flat.records import FlatResult
 from landscape.results import HessianResult, Result
+from landscape.slices.records import SliceResult
 from landscape.volume.records import VolumeResult
 from landscape_cli.render import Sums, report_result
 from landscape_cli.render_compare import report_compare
 from landscape_cli.render_flat import report_flat
+from landscape_cli.render_slice import report_slice
 from landscape_cli.render_volume import report_volume
 from landscape_cli.reporting import Report
 
@@ -38,3 +40,5 @@ def report_any(report: Report, file: Path, result: Result, *, sums: Sums) -> Non
         report_flat(report, file, result)
     elif isinstance(result, CompareResult):
         report_compare(report, file, result)
+    elif isinstance(result, SliceResult):
+        report_slice(report, file, result)

@@ -63,10 +63,10 @@ class Report:
         from rich.console import Console
 
         if not (self.json or self._muted or self.silent):
-            console = Console(highlight=False)
+            console = Console(emoji=False, highlight=False)
             if not console.is_terminal:
                 # A redirected table keeps its columns instead of folding at 80.
-                console = Console(highlight=False, width=max(console.width, 120))
+                console = Console(emoji=False, highlight=False, width=max(console.width, 120))
             # Rich would end the process where the reader (head, less) has gone; what is left to
             # measure must go on.
             console.on_broken_pipe = self._abandon_stdout  # type: ignore[method-assign]
@@ -108,7 +108,7 @@ class Report:
         if self.silent:
             return
         # Messages are one line each: no folding, so that they can be searched and copied.
-        Console(stderr=True, highlight=False, soft_wrap=True).print(message)
+        Console(stderr=True, emoji=False, highlight=False, soft_wrap=True).print(message)
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Record one result for the JSON document."""

@@ -29,7 +29,7 @@ def show(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tables of what each result file holds: eigenvalues, log-volumes, directions, divergences.
+    """Tables of what each result file holds: eigenvalues, log-volumes, directions, slices.
 
     A series of landscape collect has a row per training step.
     """

@@ -47,7 +47,7 @@ def train(
     Writes OUT/step_000000.safetensors and so on, with the step, the seed, the settings and the
     losses in each file's metadata. The same command writes the same files again.
 
-    Tasks: digits-mlp, digits-cnn, modular-addition, char-lm, regression-mlp, two-tasks.
+    Tasks: digits-mlp, digits-cnn, modular-addition, char-lm, regression-mlp, two-tasks, sparse-mlp.
     """
     from landscape.task import parse_settings
     from landscape.training import train as run

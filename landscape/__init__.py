@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from landscape.series import collect as collect
     from landscape.series_store import load_series as load_series
     from landscape.settings import Settings as Settings
+    from landscape.slice_runs import loss_slice as loss_slice
+    from landscape.slices.options import SliceOptions as SliceOptions
+    from landscape.slices.records import SliceResult as SliceResult
     from landscape.store import load as load
     from landscape.sweep_store import load_sweep as load_sweep
     from landscape.task import Task as Task
@@ -55,6 +58,8 @@ _HOME = {
     "LandscapeError": "errors",
     "Risk": "risk",
     "Settings": "settings",
+    "SliceOptions": "slices.options",
+    "SliceResult": "slices.records",
     "SquaredError": "criteria",
     "Task": "task",
     "VolumeOptions": "volume.options",
@@ -67,6 +72,7 @@ _HOME = {
     "load_series": "series_store",
     "load_sweep": "sweep_store",
     "log_volume": "volume_runs",
+    "loss_slice": "slice_runs",
     "merge_volumes": "volume_merge",
     "read_checkpoint": "checkpoint",
     "resolve_task": "task",

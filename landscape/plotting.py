@@ -50,16 +50,20 @@ _STYLE: Any = {
 BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart with any colour vision.
 
 
-def plot_results(files: Sequence[Path], target: Path, *, run: int | None = None) -> None:
+def plot_results(
+    files: Sequence[Path], target: Path, *, run: int | None = None, surface: bool = False
+) -> None:
     """Draw result files, or one series, and save the figure as PNG, PDF or SVG by its ending.
 
     Args:
         files: results, or a file of a series or of a sweep.
         target: the figure.
         run: which of a sweep's series.
+        surface: draw planes of ``landscape slice`` as surfaces.
 
     Raises:
-        UsageError: another ending, the file cannot be written, or a series among other files.
+        UsageError: another ending, the file cannot be written, a series among other files, or a
+            surface of something else than planes.
         ResultFileError: a file is not a result.
     """
     import matplotlib
@@ -70,7 +74,7 @@ def plot_results(files: Sequence[Path], target: Path, *, run: int | None = None)
             f"{', '.join(_FORMATS)}"
         )
     with matplotlib.rc_context(_STYLE):
-        figure = _figure(files, run)
+        figure = _figure(files, run, surface=surface)
         if figure.subfigs or target.suffix.lower() != ".png":
             _settle(figure)
         try:
@@ -101,13 +105,15 @@ def _settle(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
-def _figure(files: Sequence[Path], run: int | None) -> Figure:
+def _figure(files: Sequence[Path], run: int | None, *, surface: bool) -> Figure:
     """The figure of a series file, or of the results of single checkpoints."""
     from landscape.flat_plot import flat_figure
     from landscape.series_plot import series_figure
     from landscape.volume_series_plot import volume_series_figure
 
     series = [file for file in files if kind_of(file) != "result"]
+    if surface and series:
+        raise UsageError(f"--surface: {series[0]} is a series; expected results of landscape slice")
     if series and len(files) > 1:
         raise UsageError(f"{series[0]} is a series; expected it alone. Draw other files apart")
     if series:
@@ -126,6 +132,15 @@ def _figure(files: Sequence[Path], run: int | None) -> Figure:
     results = [load(file) for file in files]
     names = [str(file) for file in files]
     require_one_command(results, names, "Draw each kind by itself")
+    if results[0].info.command == "slice":
+        from landscape.slice_plot import slice_figure
+
+        return slice_figure(results, surface=surface)
+    if surface:
+        raise UsageError(
+            f"--surface: {names[0]} is a result of landscape {results[0].info.command}; expected "
+            "results of landscape slice"
+        )
     if isinstance(results[0], VolumeResult):
         return _volumes(results, names)
     if isinstance(results[0], CompareResult):

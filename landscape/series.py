@@ -115,6 +115,11 @@ def collect(
     require_one_command(results, names, "Collect each kind by itself")
     if isinstance(results[0], VolumeResult):
         return collect_volumes(results, names)
+    if results[0].info.command == "slice":
+        raise UsageError(
+            f"{names[0]} is a slice, which is no series; expected results of landscape hessian, "
+            "volume or flat. Draw slices together with landscape plot"
+        )
     if results[0].info.command == "compare":
         raise UsageError(
             f"{names[0]} compares two networks, which are no series; expected results of landscape "

@@ -181,6 +181,10 @@ def save(path: Path, result: Result) -> None:
             from landscape.compare_store import write_compare
 
             write_compare(file, result)
+        elif result.info.command == "slice":
+            from landscape.slice_store import write_slice
+
+            write_slice(file, result)
         elif result.info.command == "flat":
             from landscape.flat_store import write_flat
 
@@ -415,7 +419,8 @@ def load(path: Path | str) -> Any:
     Returns:
         a :class:`landscape.results.HessianResult`,
         :class:`landscape.volume.records.VolumeResult`,
-        :class:`landscape.flat.records.FlatResult` or
+        :class:`landscape.flat.records.FlatResult`,
+        :class:`landscape.slices.records.SliceResult` or
         :class:`landscape.compare.records.CompareResult`, by the file's command.
 
     Raises:
@@ -441,6 +446,10 @@ def load(path: Path | str) -> Any:
             from landscape.compare_store import read_compare
 
             return read_compare(file, info, indices)
+        if info.command == "slice":
+            from landscape.slice_store import read_slice
+
+            return read_slice(file, info, indices)
         return HessianResult(
             info=info,
             spectra=_read_all(Spectrum, file, "spectrum"),

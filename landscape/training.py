@@ -29,6 +29,9 @@ __all__ = ["Recipe", "TrainingPoint", "train"]
 
 _EVALUATION_BATCH = 1024
 
+TrainingLoss = Callable[[Task, tuple[Tensor, ...]], Tensor]
+"""What is minimised on a minibatch; it may hold terms that the measured loss does not have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPoint:
@@ -151,7 +154,9 @@ def train(
 
     if saved_steps[0] == 0:
         save(0)
-    for step, loss in enumerate(_optimise(train_task, model, train_data, recipe, generator), 1):
+    objective: TrainingLoss = getattr(module, "training_loss", _criterion_loss)
+    losses = _optimise(train_task, objective, train_data, recipe, generator)
+    for step, loss in enumerate(losses, 1):
         if not math.isfinite(loss):
             raise _diverged("minibatch", loss, step)
         if step in saved_steps:
@@ -190,14 +195,19 @@ def _canonical(value: dict[str, Any]) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+def _criterion_loss(task: Task, batch: tuple[Tensor, ...]) -> Tensor:
+    return task.resolved_criterion.loss(task.forward(task.model, batch), batch)
+
+
 def _optimise(
     task: Task,
-    model: nn.Module,
+    objective: TrainingLoss,
     data: tuple[Tensor, ...],
     recipe: Recipe,
     generator: Generator,
 ) -> Iterator[float]:
     """Take the recipe's steps, yielding after each the minibatch loss that led to it."""
+    model = task.model
     optimiser = _optimiser(model, recipe)
     batches = _minibatches(data, recipe.batch_size, generator)
     for step in range(recipe.steps):
@@ -208,7 +218,7 @@ def _optimise(
         model.train()
         batch = next(batches)
         optimiser.zero_grad()
-        loss = task.resolved_criterion.loss(task.forward(model, batch), batch)
+        loss = objective(task, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         yield loss.item()

@@ -62,17 +62,19 @@ LAYERS = [
     {"log_density", "agreement", "series_records"},
     {"priors", "prior_options", "volume", "flat"},
     {"compare"},
+    {"slices"},
     {"hessian", "volume_series", "flat_series", "series"},
-    {"store", "record_store", "volume_store", "anneal_store", "flat_store", "compare_store"},
+    {"store", "record_store", "volume_store", "anneal_store", "flat_store", "compare_store"}
+    | {"slice_store"},
     {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
     {"series_store"},
     {"sweep_store"},
     {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"}
-    | {"compare_plot"},
+    | {"compare_plot", "slice_plot"},
     {"measurement"},
     {"prior_measurement"},
     {"volume_anneal"},
-    {"runs", "volume_runs", "flat_runs", "compare_runs"},
+    {"runs", "volume_runs", "flat_runs", "compare_runs", "slice_runs"},
 ]
 # These read and write files or draw; all others are numerics.
 OUTER = {
@@ -94,6 +96,9 @@ OUTER = {
     "runs",
     "series_store",
     "series_plot",
+    "slice_plot",
+    "slice_runs",
+    "slice_store",
     "step_axis",
     "sweep_store",
     "volume_plot",
@@ -193,12 +198,15 @@ def test_figures_need_no_torch():
     light |= {"series", "series_records", "series_store", "series_plot", "step_axis", "plotting"}
     light |= {"volume_plot", "volume_series", "volume_series_plot", "volume_series_store"}
     light |= {"volume_store", "anneal_plot", "anneal_store", "record_store", "volume", "flat"}
-    light |= {"compare", "compare_plot", "compare_store"}
+    light |= {"compare", "compare_plot", "compare_store", "slices", "slice_plot", "slice_store"}
     light |= {"flat_plot", "flat_series", "flat_series_store", "flat_store"}
-    paths = [LIBRARY / f"{name}.py" for name in light - {"volume", "flat", "compare"}]
+    paths = [LIBRARY / f"{name}.py" for name in light - {"volume", "flat", "compare", "slices"}]
     records = ("records", "anneal_records", "anneal_summary", "islands", "weights")
     paths += [LIBRARY / "volume" / f"{name}.py" for name in records]
-    for path in (*paths, *(LIBRARY / name / "records.py" for name in ("flat", "compare"))):
+    for path in (
+        *paths,
+        *(LIBRARY / name / "records.py" for name in ("flat", "compare", "slices")),
+    ):
         assert own(path) <= light, path
         assert "torch" not in roots(path), path
 
@@ -214,6 +222,7 @@ def test_commands_import_late(path):
         "batch_collect.py",
         "flat_job.py",
         "compare_job.py",
+        "slice_job.py",
         "volume_job.py",
     ) or path.stem.startswith("render"):
         return  # Imported by the commands when they run.

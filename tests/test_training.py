@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from landscape import training_files
 from landscape.errors import NotFiniteError, UsageError
 from landscape.task import resolve_task
-from landscape.tasks import BUILTIN_TASKS, digits_mlp
+from landscape.tasks import BUILTIN_TASKS, digits_mlp, sparse_mlp
 from landscape.training import TrainingPoint, train
 from landscape.training_files import log_spaced_steps
 
@@ -130,7 +130,7 @@ class TestFiles:
 
 
 class TestReproducible:
-    @pytest.mark.parametrize("name", ["digits-mlp", "char-lm"])
+    @pytest.mark.parametrize("name", ["digits-mlp", "char-lm", "sparse-mlp"])
     def test_same_seed_same_files(self, name, tmp_path):
         for folder in ("a", "b"):
             torch.manual_seed(random.randrange(1000))
@@ -247,3 +247,53 @@ def test_digits_mlp_learns(tmp_path):
     point = train("digits-mlp", checkpoints=1, out=tmp_path)[0]
     assert 1e-4 < point.train_loss < 0.06
     assert point.test_accuracy > 0.95
+
+
+class TestSparse:
+    """``sparse-mlp``: the penalty of the hidden activations belongs to training alone."""
+
+    @staticmethod
+    def trained(folder, **settings):
+        """The model after training, and its point."""
+        settings = {"width": 32, **settings}
+        point = train("sparse-mlp", settings, steps=300, checkpoints=1, out=folder)[0]
+        task = resolve_task("sparse-mlp", settings).task
+        task.model.load_state_dict(load_file(point.path))
+        return task, point
+
+    def test_a_penalty_gives_sparser_activations_at_like_accuracy(self, tmp_path):
+        share = {}
+        for l1 in (0, 0.01):
+            task, point = self.trained(tmp_path / str(l1), l1=l1)
+            with torch.no_grad():
+                _, (hidden,) = task.model.activations(task.data[0])
+            share[l1] = float((hidden > 0).double().mean())
+            assert point.test_accuracy > 0.93
+        assert share[0.01] < 0.5 * share[0]
+        assert share[0] > 0.5
+
+    def test_the_loss_that_is_reported_and_measured_has_no_penalty(self, tmp_path):
+        task, point = self.trained(tmp_path, l1=0.5)
+        with torch.no_grad():
+            loss = task.resolved_criterion.loss(task.model(task.data[0]), task.data)
+            whole = sparse_mlp.training_loss(task, task.data)
+            hidden = torch.relu(task.model[0](task.data[0]))
+        assert point.train_loss == pytest.approx(loss.item(), rel=1e-5)
+        penalty = 0.5 * hidden.double().sum() / len(hidden)
+        assert whole.item() == pytest.approx(loss.item() + penalty.item(), rel=1e-5)
+
+    def test_without_penalty_it_trains_as_digits_mlp_does(self, tmp_path):
+        settings = {"width": 8, "activation": "relu"}
+        mine = train("sparse-mlp", {**settings, "l1": 0}, steps=20, out=tmp_path / "a")
+        other = train("digits-mlp", settings, steps=20, out=tmp_path / "b")
+        assert [p.train_loss for p in mine] == [p.train_loss for p in other]
+
+    def test_every_hidden_layer_is_penalised_and_none_is_fine(self, tmp_path):
+        task = resolve_task("sparse-mlp", {"width": 4, "depth": 3}).task
+        assert len(task.model.activations(task.data[0])[1]) == 3
+        train("sparse-mlp", {"depth": 0}, steps=2, checkpoints=1, out=tmp_path)
+
+    @pytest.mark.parametrize("l1", [-0.1, float("inf"), float("nan"), True, "0.1"])
+    def test_wrong_coefficients(self, l1):
+        with pytest.raises(UsageError, match=r"setting l1=.*number of at least 0"):
+            resolve_task("sparse-mlp", {"l1": l1})

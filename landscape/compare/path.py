@@ -14,7 +14,7 @@ from landscape.compare.records import WeightPath
 from landscape.risk import Risk
 from landscape.units import Progress, Units
 
-__all__ = ["State", "state_of", "weight_path"]
+__all__ = ["State", "loss_here", "placed_state", "state_of", "weight_path"]
 
 State = Mapping[str, Tensor]
 """Parameters and floating-point buffers of a model by name."""
@@ -55,8 +55,8 @@ def weight_path(
     for index, place in enumerate(t.tolist()):
         stored = units.get(f"{name} {index}")
         if stored is None:
-            with _placed(risk.model, {n: torch.lerp(a[n], b[n], place) for n in a}):
-                losses[index] = _loss(risk)
+            with placed_state(risk.model, {n: torch.lerp(a[n], b[n], place) for n in a}):
+                losses[index] = loss_here(risk)
             units.put(f"{name} {index}", {"loss": float(losses[index])})
         else:
             losses[index] = stored["loss"]
@@ -68,7 +68,7 @@ def weight_path(
     return WeightPath(t=t, loss=losses, barrier=float(above.max()), distance=math.sqrt(square))
 
 
-def _loss(risk: Risk) -> float:
+def loss_here(risk: Risk) -> float:
     """The loss, which may be infinite or NaN far from both ends."""
     with torch.no_grad():
         shares = [float(risk.batch_loss(index)) for index in range(risk.n_batches)]
@@ -77,7 +77,7 @@ def _loss(risk: Risk) -> float:
 
 
 @contextlib.contextmanager
-def _placed(model: nn.Module, state: State) -> Iterator[None]:
+def placed_state(model: nn.Module, state: State) -> Iterator[None]:
     """Let a model have another state, in other memory, for a while."""
     varied = _varied(model)
     own = {name: tensor.data for name, tensor in varied.items()}

@@ -17,7 +17,8 @@ class BuiltinTask:
 
     Attributes:
         name: the name on the command line.
-        module: the module that defines ``build``, and ``RECIPE`` where it can be trained.
+        module: the module that defines ``build``, and ``RECIPE`` where it can be trained. Where it
+            defines ``training_loss(task, batch)``, that is minimised in place of the criterion.
         summary: one line for listings.
         trainable: whether ``landscape train`` takes it.
         needs_checkpoint: whether ``build(checkpoint=...)`` takes the path of the first checkpoint.
@@ -75,6 +76,9 @@ BUILTIN_TASKS: dict[str, BuiltinTask] = {
         ),
         BuiltinTask(
             "two-tasks", "landscape.tasks.two_tasks", "two digits at once, dense or modular network"
+        ),
+        BuiltinTask(
+            "sparse-mlp", "landscape.tasks.sparse_mlp", "8x8 digits, wide perceptron, L1 penalty"
         ),
     )
 }

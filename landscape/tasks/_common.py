@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -47,6 +48,17 @@ def check_fraction(name: str, value: object) -> float:
     if isinstance(value, float) and 0 < value < 1:
         return value
     raise UsageError(f"setting {name}={value!r}: expected a number strictly between 0 and 1")
+
+
+def check_number(name: str, value: object, minimum: float) -> float:
+    """Return the value of a finite setting of at least a minimum, or raise :class:`UsageError`."""
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and minimum <= value < math.inf
+    ):
+        return float(value)
+    raise UsageError(f"setting {name}={value!r}: expected a number of at least {minimum:g}")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:

@@ -1,0 +1,1 @@
+"""Slices of the loss: lines and planes through the anchor."""
