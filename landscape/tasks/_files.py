@@ -69,20 +69,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+def read_arrays(
+    path: Path, names: Sequence[str], *, what: str = ".npz, .npy or .safetensors"
+) -> dict[str, Tensor]:
     """The named arrays of a ``.npy``, ``.npz`` or ``.safetensors`` file.
 
     Args:
         path: the file; a single array goes by the first name.
         names: the arrays looked for; others are left unread.
+        what: what is expected, for the message about a file of another kind.
 
     Raises:
-        UsageError: an unreadable file, pickled objects, or the first name is not there.
+        UsageError: a file of another kind, an unreadable file, pickled objects, or the first name
+            is not there.
     """
     try:
         if path.suffix == ".safetensors":
             found, present = _safetensors(path, names)
         else:
+            with path.open("rb") as file:
+                known = file.read(6).startswith((b"PK", b"\x93NUMPY"))
+            if not known:  # NumPy takes anything else for a pickle, and advises to load it.
+                raise UsageError(f"{path} is no file of arrays; expected {what}")
             found, present = _numpy(path, names)
     except UsageError:
         raise

@@ -95,9 +95,9 @@ def read_images(
     Raises:
         UsageError: a missing or empty folder, an unknown class, or arrays of another kind.
     """
-    if isinstance(data, str | os.PathLike) and Path(data).expanduser().is_file():
-        return _from_arrays(existing("data", data))
     what = "a folder of classes, or .npz with images and labels"
+    if isinstance(data, str | os.PathLike) and Path(data).expanduser().is_file():
+        return _from_arrays(existing("data", data), what)
     return _from_folder(existing("data", data, folder=True, what=what), class_names, known)
 
 
@@ -132,8 +132,8 @@ def _from_folder(folder: Path, class_names: object, known: Mapping[str, int] | N
     )
 
 
-def _from_arrays(path: Path) -> Labelled:
-    arrays = read_arrays(path, ("images", "labels"))
+def _from_arrays(path: Path, what: str) -> Labelled:
+    arrays = read_arrays(path, ("images", "labels"), what=what)
     if "labels" not in arrays:
         raise UsageError(f"{path} has no array 'labels'; expected the class of every image")
     images, labels = arrays["images"], arrays["labels"]

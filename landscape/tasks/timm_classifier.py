@@ -125,9 +125,11 @@ def _architecture(
                 name = config.get("architecture")
                 if isinstance(name, str) and ":" not in name and timm.is_model(name):
                     return name, config, (path,)
+                seen = f"the architecture {name!r}, which timm does not have"
                 raise UsageError(
-                    f"{path} names the architecture {name!r}, which timm does not have; expected "
-                    "a configuration of timm. Name the architecture with --set model=NAME"
+                    f"{path} names {seen if name else 'no architecture of timm'}; expected a "
+                    "configuration of timm. Name the architecture with --set model=NAME; landscape "
+                    "inspect tells the task that fits a checkpoint"
                 )
     raise UsageError("--set model=NAME is missing; expected timm's name of it, such as resnet18")
 

@@ -340,6 +340,19 @@ class TestWrongUse:
         with pytest.raises(UsageError, match=message):
             resolve_task(library, given)
 
+    def test_data_of_another_kind(self, tmp_path: Path) -> None:
+        table = tmp_path / "table.csv"
+        table.write_text("text,label\nto be,1\n")
+        with pytest.raises(UsageError, match=r"no file of arrays; expected a folder") as caught:
+            resolve_task("timm", {"data": str(table), "model": "resnet18"})
+        assert "pickle" not in str(caught.value)
+
+    def test_the_configuration_of_another_library(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+        settings = {"data": str(folder), "model": str(tmp_path)}
+        with pytest.raises(UsageError, match=r"names no architecture of timm.*landscape inspect"):
+            resolve_task("timm", settings)
+
     def test_options_that_the_model_does_not_take(self, folder: Path) -> None:
         for library in ("timm", "torchvision"):
             settings = {"data": str(folder), "model": "resnet18", "options": {"colour": 1}}
