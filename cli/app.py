@@ -113,6 +113,9 @@ def run(argv: Sequence[str]) -> int:
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):
             return 0  # Rich's way of saying that the reader of --help has gone.
+        if not arguments or arguments[0].startswith("-"):
+            # No command ran, and so no task: Typer completes words or prints its script and exits.
+            return error.code if isinstance(error.code, int) else 0
         # Code of a task that exits in the middle of a run must not choose the exit code.
         _trace()
         return REPORT.fail(

@@ -26,6 +26,32 @@ def test_help(cli, flag):
         assert re.search(rf"\b{name}\b", done.out)
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_script_of_completion(cli, monkeypatch, shell):
+    # Else the shell is looked for among the processes above this one.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    done = cli("--show-completion", shell)
+    assert (done.code, done.err) == (0, "")
+    assert "_LANDSCAPE_COMPLETE" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("landscape ins", ["inspect"]),
+        ("landscape check --ta", ["--task"]),
+        ("landscape check a.pt --task hf-cl", ["hf-classifier"]),
+        ("landscape xyz", []),
+    ],
+)
+def test_words_are_completed(cli, monkeypatch, words, found):
+    monkeypatch.setenv("_LANDSCAPE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    done = cli()
+    assert (done.code, done.out.split(), done.err) == (0, found, "")
+
+
 def test_no_arguments_is_help(cli):
     done = cli()
     assert done.code == 2
