@@ -166,4 +166,6 @@ def _usage(error: typer.TyperException) -> str:
     # The parser tells what it expected, but not what it was given.
     details: list[Any] = getattr(error.__cause__, "errors", list)()
     seen = f" (got {details[0]['input']!r})" if details and "input" in details[0] else ""
-    return f"{message.rstrip('.')}{seen}. See: {path} --help" if message else f"See: {path} --help"
+    told = f"{message.rstrip('.')}{seen}"
+    end = "" if told.endswith("?") else "."
+    return f"{told}{end} See: {path} --help" if message else f"See: {path} --help"

@@ -400,7 +400,7 @@ USES = [
     option("seed-huge", f"--seed {10**400}", 2, "--seed"),
     option("data-seed-huge", f"--data-seed {10**20}", 2, "--data-seed", "64 bits"),
     option("option-unknown", "--topp 3", 2, "No such option", "--top"),
-    Use("command-unknown", "hesian {ckpt}", 2, ("No such command", "hessian")),
+    Use("command-unknown", "hesian {ckpt}", 2, ("No such command", "'hessian'? See:")),
     Use("arguments-absent", "hessian --task {task}", 2, ("Missing argument", "CKPT")),
     # Output and result files.
     Use(
