@@ -67,10 +67,11 @@ def null_rows(matrix: Tensor, *, tol: float = _NULL, scale: float = 0.0) -> Tens
 
     Singular values up to ``tol`` times the largest, or times ``scale``, count as zero.
     """
-    n = matrix.shape[1]
-    if not len(matrix) or not bool(matrix.any()):
+    m, n = matrix.shape
+    if not m or not bool(matrix.any()):
         return torch.eye(n, dtype=matrix.dtype)
-    _, singular, basis = torch.linalg.svd(matrix, full_matrices=True)
+    # A tall matrix has all right singular vectors without m x m left ones, m being all weights.
+    _, singular, basis = torch.linalg.svd(matrix, full_matrices=m < n)
     rank = int((singular > tol * max(float(singular[0]), scale)).sum())
     span: Tensor = basis[rank:]
     return span

@@ -12,6 +12,7 @@ from torch import nn
 from landscape.errors import UsageError
 from landscape.flat.declared import DeclaredSymmetry
 from landscape.flat.exact import exact_counts, symmetry_table
+from landscape.flat.family import null_rows
 
 Identity, Tanh = nn.Identity, nn.Tanh
 
@@ -527,3 +528,17 @@ def test_more_parameters_than_can_be_exact_are_refused():
     case = Case(build=lambda: generic(nn.Linear(70, 70)), inputs=vectors(70, 3), null=0)
     with pytest.raises(UsageError, match="4096"):
         exact_counts(case.risk())
+
+
+@pytest.mark.parametrize("rows", [2, 4, 400_000])
+def test_null_rows_of_wide_and_tall_matrices(rows):
+    """Of 400 000 rows the left singular vectors would take 1280 GB."""
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.tensor([[1.0, -2.0, 0.5, 3.0]], dtype=torch.float64)
+    matrix = torch.randn(rows, 4, generator=generator, dtype=torch.float64)
+    matrix -= (matrix @ kernel.T) @ kernel / kernel.square().sum()
+    found = null_rows(matrix)
+    assert found.shape == (max(1, 4 - rows), 4)
+    assert torch.allclose(found @ found.T, torch.eye(len(found), dtype=torch.float64), atol=1e-12)
+    assert torch.linalg.matrix_norm(matrix @ found.T) < 1e-10 * torch.linalg.matrix_norm(matrix)
+    assert torch.allclose(kernel @ found.T @ found, kernel, atol=1e-10)
