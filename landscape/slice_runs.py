@@ -186,7 +186,7 @@ class SliceRun(Measurement):
             x=axes[0],
             y=axes[1] if len(axes) > 1 else None,
             loss=found.reshape(shape),
-            excess=excess.reshape(shape),
+            excess_loss=excess.reshape(shape),
             quadratic=quadratic_model(at, slopes, curvatures).reshape(shape),
             mixed=float(curvatures[0, 1]) if len(axes) > 1 else float("nan"),
             known=known,
@@ -198,12 +198,14 @@ class SliceRun(Measurement):
         """The trajectory's checkpoints less the anchor, (m, n)."""
         model: nn.Module = copy.deepcopy(risk.model)
         space = ParameterSpace(model, self.settings.params)
-        anchor = risk.space.vector()
-        rows = []
-        for checkpoint in self.trajectory:
+        # On the CPU, where there is room, in a precision that singular values can be had in.
+        kind = torch.promote_types(self._dtype, torch.float32)
+        anchor = risk.space.vector().cpu().to(kind)
+        rows = anchor.new_zeros(len(self.trajectory), len(anchor))
+        for row, checkpoint in zip(rows, self.trajectory, strict=True):
             load_weights(self.resolved.task, model, checkpoint)
-            rows.append(space.vector() - anchor)
-        return torch.stack(rows) if rows else anchor.new_zeros(0, len(anchor))
+            torch.sub(space.vector().cpu().to(kind), anchor, out=row)
+        return rows
 
     def _rays(
         self, risk: Risk, eigen: Eigenvectors | None, components: Components | None
@@ -226,7 +228,7 @@ class SliceRun(Measurement):
                         f"--along pca:{one.number}: the {len(self.trajectory)} checkpoints of the "
                         f"trajectory have {len(components.vectors)} principal components"
                     )
-                ray = Ray(vector=components.vectors[one.number - 1])
+                ray = Ray(vector=components.vectors[one.number - 1].to(like))
             else:
                 end = self._state(risk, next(others))
                 name, whole = self.options.along[index], not self.settings.params
@@ -258,9 +260,11 @@ class SliceRun(Measurement):
     def _positions(self, rays: Sequence[Ray], rows: Tensor) -> tuple[Position, ...]:
         """The trajectory in the coordinates of the slice."""
         found = []
-        for checkpoint, row in zip(self.trajectory, rows.double(), strict=True):
-            at = [float(row @ ray.vector.double()) / ray.length**2 for ray in rays]
-            left = row - sum(c * ray.vector.double() for c, ray in zip(at, rays, strict=True))
+        vectors = [ray.vector.cpu().double() for ray in rays]
+        for checkpoint, away in zip(self.trajectory, rows, strict=True):
+            row = away.double()
+            at = [float(row @ d / (d @ d)) for d in vectors]
+            left = row - sum(c * d for c, d in zip(at, vectors, strict=True))
             found.append(
                 Position(
                     checkpoint=checkpoint.path,
@@ -396,7 +400,7 @@ def loss_slice(
         ...     options=SliceOptions(along=("random",), points=3),
         ...     task_settings={"width": 2},
         ... )
-        >>> found.x.tolist(), found.excess[1] == 0
+        >>> found.x.tolist(), found.excess_loss[1] == 0
         ([-1.0, 0.0, 1.0], np.True_)
     """
     settings = Settings() if settings is None else settings

@@ -113,11 +113,13 @@ def filter_normalised(space: ParameterSpace, *, seed: int, index: int) -> Tensor
     parts = []
     for name, parameter in zip(space.names, space.parameters, strict=True):
         own = parameter.detach()
-        if own.dim() < 2:
+        if own.dim() < 2 or not own.numel():
             parts.append(torch.zeros_like(own))
             continue
-        draw = normal(own.numel(), stream(seed, "slice", index, name), like=own.double())
-        rows, filters = draw.reshape(len(own), -1), own.double().reshape(len(own), -1)
+        # On the CPU, so that it is the same direction on every device.
+        filters = own.cpu().double().reshape(len(own), -1)
+        draw = normal(own.numel(), stream(seed, "slice", index, name), like=filters)
+        rows = draw.reshape(filters.shape)
         scale = torch.linalg.vector_norm(filters, dim=1) / torch.linalg.vector_norm(rows, dim=1)
         parts.append((rows * scale[:, None]).reshape(own.shape).to(own))
     vector = space.flatten(parts)

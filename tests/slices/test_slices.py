@@ -142,9 +142,9 @@ class TestPrediction:
     )
     def test_a_quadratic_loss_equals_its_prediction(self, along):
         found = loss_slice(quadratic(), options=options(*along, points=7, spans=((-2, 3),)))
-        assert np.abs(found.excess - found.quadratic).max() < 1e-10
-        assert found.excess.max() > 0.1
-        assert found.excess.shape == (7,) * len(along)
+        assert np.abs(found.excess_loss - found.quadratic).max() < 1e-10
+        assert found.excess_loss.max() > 0.1
+        assert found.excess_loss.shape == (7,) * len(along)
 
     def test_slope_and_curvatures_are_those_of_the_dense_matrix(self):
         task = classifier()
@@ -165,7 +165,7 @@ class TestPrediction:
         near = options("random", points=3, spans=((-1e-3, 1e-3),))
         found = loss_slice(classifier(), options=near)
         [direction] = found.directions
-        low, _, high = found.excess
+        low, _, high = found.excess_loss
         assert (high - low) / 2e-3 == pytest.approx(direction.slope, rel=1e-5)
         assert (high + low) / 1e-6 == pytest.approx(direction.curvature, rel=1e-5)
         assert found.info.n_matvecs == 1
@@ -257,7 +257,7 @@ class TestTowards:
         found = loss_slice(build(1), options=options(f"to:{path}", points=5))
         assert found.loss[-1] == loss_of(build(2))
         assert found.loss[0] == loss_of(build(1))
-        assert found.excess[0] == 0
+        assert found.excess_loss[0] == 0
         assert found.x.tolist() == [0, 0.25, 0.5, 0.75, 1]
 
     def test_the_way_is_straight(self, tmp_path):
@@ -415,9 +415,9 @@ class TestLosses:
     def test_behaviour_is_a_divergence_with_no_slope(self):
         settings = Settings(loss="behaviour")
         found = loss_slice(classifier(), settings=settings, options=options("random", points=5))
-        assert np.array_equal(found.excess, found.loss)
-        assert abs(found.excess[2]) < 1e-15
-        assert found.excess[[0, 1, 3, 4]].min() > 0
+        assert np.array_equal(found.excess_loss, found.loss)
+        assert abs(found.excess_loss[2]) < 1e-15
+        assert found.excess_loss[[0, 1, 3, 4]].min() > 0
         assert abs(found.directions[0].slope) < 1e-12
 
     def test_points_that_are_not_finite_are_said(self):
@@ -432,7 +432,7 @@ class TestLosses:
         task = Task(model=Root(), data=(X, Y[:, :1]), criterion="mse")
         found = loss_slice(task, options=options("random", points=5, spans=((-2, 2),)))
         # The weight is 1, and so is the length of the direction.
-        assert np.isfinite(found.excess).tolist() in (
+        assert np.isfinite(found.excess_loss).tolist() in (
             [False, False, True, True, True],
             [True, True, True, False, False],
         )
@@ -444,7 +444,7 @@ class TestLosses:
         settings = Settings(dtype="float32")
         exact = loss_slice(classifier(), options=options("eigen:1", points=5))
         rough = loss_slice(classifier(), settings=settings, options=options("eigen:1", points=5))
-        assert np.allclose(exact.excess, rough.excess, rtol=1e-3, atol=1e-5)
+        assert np.allclose(exact.excess_loss, rough.excess_loss, rtol=1e-3, atol=1e-5)
 
 
 class TestReuse:
@@ -493,7 +493,7 @@ class TestReuse:
                 measured(task, units, progress=stop_at(limit))
         found = measured(task, units)
         assert len(count) == 16 + 16
-        for name in ("loss", "excess", "quadratic", "x", "y"):
+        for name in ("loss", "excess_loss", "quadratic", "x", "y"):
             assert np.array_equal(getattr(found, name), getattr(whole, name))
         assert found.info.n_matvecs == whole.info.n_matvecs
 
@@ -569,7 +569,42 @@ class TestFiles:
         stored = load(tmp_path / "a.h5")
         assert repr(stored.directions) == repr(found.directions)  # NaN is equal there.
         assert stored.trajectory == found.trajectory
-        for name in ("x", "y", "loss", "excess", "quadratic", "eigenvectors"):
+        for name in ("x", "y", "loss", "excess_loss", "quadratic", "eigenvectors"):
             assert np.array_equal(getattr(stored, name), getattr(found, name))
         assert np.array_equal(stored.known.at, found.known.at)
         assert [d.eigenvalue for d in stored.directions][-1] == found.directions[-1].eigenvalue
+
+
+class TestKinds:
+    """Frozen parameters, tied weights and low precision."""
+
+    def test_frozen_parameters_go_along_to_another_checkpoint(self, tmp_path):
+        path = saved(tmp_path, "b", classifier(2))
+        task = classifier(1)
+        task.model[0].weight.requires_grad_(False)
+        found = loss_slice(task, options=options(f"to:{path}", points=2))
+        assert found.loss[-1] == loss_of(classifier(2))
+        assert found.info.n_parameters == 19
+        assert any("frozen" in note for note in found.info.warnings)
+
+    def test_tied_weights_move_once(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)).double()
+        model[2].weight = model[0].weight
+        task = Task(model=model, data=(X, LABELS), criterion="cross_entropy")
+        found = loss_slice(task, options=options("random", points=3))
+        vector = filter_normalised(ParameterSpace(model), seed=0, index=0)
+        moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() + vector
+        torch.nn.utils.vector_to_parameters(moved, model.parameters())
+        assert found.loss[-1] == pytest.approx(loss_of(task), rel=1e-12)
+
+    def test_low_precision(self, tmp_path):
+        paths = [saved(tmp_path, f"s{k}", classifier(k)) for k in (2, 3)]
+        settings = Settings(dtype="bfloat16")
+        found = loss_slice(
+            classifier(1),
+            settings=settings,
+            options=options("pca:1", "random", points=3),
+            trajectory=paths,
+        )
+        assert np.isfinite(found.excess_loss).all()
