@@ -42,12 +42,20 @@ class Ray:
         others: what moves along, by name: frozen parameters and floating-point buffers.
         end: the state at coordinate 1 of a direction to another checkpoint, else None.
         cosine: with the first direction, before d was made orthogonal to it.
+        eigenvalue: of an eigenvector.
+        residual: ``|Hv - theta v|`` of an eigenvector.
+        converged: whether an eigenvector is.
+        share: of the trajectory's variance, of a principal component.
     """
 
     vector: Tensor
     others: Mapping[str, Tensor] = field(default_factory=dict)
     end: State | None = None
     cosine: float = 0.0
+    eigenvalue: float = math.nan
+    residual: float = math.nan
+    converged: bool = True
+    share: float = math.nan
 
     @property
     def length(self) -> float:
