@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import h5py
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 import xarray
 
 import landscape
+import landscape.slices.eigenvectors as eigenvectors_module
 import landscape.slices.surface as surface_module
 from landscape_cli.app import run
 
@@ -160,6 +163,24 @@ def test_points_that_are_not_finite(slice_, tiny, cli):
     (file,) = files(tiny)
     assert "not finite" in cli("show", file).out
     assert cli("plot", file, "--surface", "-o", tiny.folder / "g.png").code == 0
+
+
+def test_strict_refuses_what_is_not_converged(slice_, monkeypatch):
+    short = functools.partial(eigenvectors_module.extreme_eigenpairs, max_matvecs=4)
+    monkeypatch.setattr(eigenvectors_module, "extreme_eigenpairs", short)
+    done = slice_("--points", "3", "--strict")
+    assert done.code == 4, done.err
+    assert "not converged" in done.errors[0]
+
+
+def test_several_processes_are_refused(slice_, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    done = slice_("--points", "3")
+    assert done.code == 2, done.err
+    assert "landscape slice works in one process" in done.errors[0]
 
 
 @pytest.mark.parametrize(
