@@ -32,7 +32,7 @@ def slice_values(result: SliceResult) -> dict[str, Any]:
         "x": result.x.tolist(),
         "y": None if result.y is None else result.y.tolist(),
         "loss": result.loss.tolist(),
-        "excess": result.excess.tolist(),
+        "excess_loss": result.excess_loss.tolist(),
         "quadratic": result.quadratic.tolist(),
         "n_known": len(result.known.loss),
         "trajectory": [dataclasses.asdict(position) for position in result.trajectory],
@@ -47,22 +47,22 @@ def slice_tables(result: SliceResult, file: Path) -> list[Any]:
     summary.add_row(
         "loss", f"{number(info.loss)} {unit}, gradient norm {number(info.gradient_norm)}"
     )
-    shape = " x ".join(str(size) for size in result.excess.shape)
-    more = len(result.known.loss) - result.excess.size
+    shape = " x ".join(str(size) for size in result.excess_loss.shape)
+    more = len(result.known.loss) - result.excess_loss.size
     kept = f", {more} more of other grids kept" if more > 0 else ""
     summary.add_row("grid", f"{shape} points{kept}")
-    finite = np.isfinite(result.excess)
+    finite = np.isfinite(result.excess_loss)
     if not finite.all():
         summary.add_row("not finite", f"{int((~finite).sum())} points")
     if finite.any():
         for label, place in (
-            ("lowest excess", int(np.nanargmin(np.where(finite, result.excess, np.nan)))),
-            ("highest excess", int(np.nanargmax(np.where(finite, result.excess, np.nan)))),
+            ("lowest excess", int(np.nanargmin(np.where(finite, result.excess_loss, np.nan)))),
+            ("highest excess", int(np.nanargmax(np.where(finite, result.excess_loss, np.nan)))),
         ):
-            at = np.unravel_index(place, result.excess.shape)
+            at = np.unravel_index(place, result.excess_loss.shape)
             axes = (result.x,) if result.y is None else (result.x, result.y)
             where = ", ".join(number(axis[i]) for axis, i in zip(axes, at, strict=True))
-            summary.add_row(label, f"{number(result.excess[at])} {unit} at ({where})")
+            summary.add_row(label, f"{number(result.excess_loss[at])} {unit} at ({where})")
     if result.y is not None:
         summary.add_row("mixed curvature", number(result.mixed))
     if result.trajectory:
@@ -111,6 +111,6 @@ def _line(result: SliceResult, unit: str) -> Table:
         table.add_column(column, justify="right")
     chosen = np.unique(np.linspace(0, len(result.x) - 1, _ROWS).round().astype(int))
     for place in chosen:
-        row = (result.x, result.loss, result.excess, result.quadratic)
+        row = (result.x, result.loss, result.excess_loss, result.quadratic)
         table.add_row(*(number(values[place]) for values in row))
     return table

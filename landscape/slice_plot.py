@@ -77,14 +77,14 @@ def _target(direction: Direction) -> str:
 
 
 def _lines(axes: Axes, results: Sequence[SliceResult]) -> None:
-    finite = np.concatenate([r.excess[np.isfinite(r.excess)] for r in results])
+    finite = np.concatenate([r.excess_loss[np.isfinite(r.excess_loss)] for r in results])
     for result, colour in zip(results, step_colours(len(results)), strict=True):
         [direction] = result.directions
         label = "excess loss" if len(results) == 1 else f"{_checkpoint(result)}, {direction.name}"
-        seen = np.isfinite(result.excess)
+        seen = np.isfinite(result.excess_loss)
         axes.plot(
             result.x,
-            np.where(seen, result.excess, np.nan),
+            np.where(seen, result.excess_loss, np.nan),
             "o-",
             ms=2.5,
             lw=1.2,
@@ -133,7 +133,7 @@ def _grids(result: SliceResult) -> tuple[FloatArray, FloatArray]:
 
 def _contours(figure: Figure, axes: Axes, result: SliceResult) -> None:
     x, y = _grids(result)
-    levels, shown = _levels(result.excess), np.ma.masked_invalid(result.excess)
+    levels, shown = _levels(result.excess_loss), np.ma.masked_invalid(result.excess_loss)
     if shown.count():
         filled = axes.contourf(x, y, shown, levels=levels, cmap="viridis")
         axes.contour(x, y, shown, levels=levels, colors="white", linewidths=0.5)
@@ -153,7 +153,7 @@ def _contours(figure: Figure, axes: Axes, result: SliceResult) -> None:
                 negative_linestyles="dashed",
             )
             axes.plot([], [], "--", color=ORANGE, lw=1.0, label="quadratic prediction")
-    bad = ~np.isfinite(result.excess)
+    bad = ~np.isfinite(result.excess_loss)
     if bad.any():
         axes.plot(x[bad], y[bad], "x", color="black", ms=3, label="not finite")
     _places(axes, result)
@@ -184,8 +184,8 @@ def _places(axes: Axes, result: SliceResult) -> None:
 
 def _surface(axes: Any, result: SliceResult) -> None:
     x, y = _grids(result)
-    levels = _levels(result.excess)
-    seen = np.where(np.isfinite(result.excess), result.excess, np.nan)
+    levels = _levels(result.excess_loss)
+    seen = np.where(np.isfinite(result.excess_loss), result.excess_loss, np.nan)
     inside = (result.quadratic >= levels[0]) & (result.quadratic <= levels[-1])
     colours: dict[str, Any] = {"cmap": "viridis", "vmin": levels[0], "vmax": levels[-1]}
     axes.plot_surface(

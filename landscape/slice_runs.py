@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,39 +9,34 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from landscape.checkpoint import Checkpoint, read_checkpoint
-from landscape.compare.path import loss_here, state_of
+from landscape.compare.path import loss_here
 from landscape.errors import UsageError
 from landscape.hessian import default_tol
-from landscape.loading import load_weights
 from landscape.measurement import Measurement, Stopwatch, prepared
-from landscape.operators import LinearOperator, curvature
+from landscape.operators import curvature
 from landscape.params import ParameterSpace
 from landscape.results import FloatArray
-from landscape.risk import Risk
 from landscape.settings import Settings
-from landscape.slices.directions import (
-    Components,
-    Ray,
-    default_span,
-    filter_normalised,
-    orthogonal,
-    principal_components,
-    towards,
-)
+from landscape.slices.directions import Ray
 from landscape.slices.eigenvectors import Eigenvectors, eigenvectors, keep_eigenvectors
+from landscape.slices.frame import (
+    axes_of,
+    curvatures_of,
+    keep_curvatures,
+    positions,
+    rays_of,
+    trajectory_rows,
+)
 from landscape.slices.options import SliceOptions, coordinates
-from landscape.slices.records import Direction, Position, SliceResult
+from landscape.slices.records import Direction, SliceResult
 from landscape.slices.surface import Surface, evaluate, keep_points, quadratic_model
 from landscape.store import run_key
 from landscape.task import ResolvedTask, Task
 from landscape.units import MemoryUnits, Progress, Units, silent
 
 __all__ = ["SliceRun", "keep_slice", "loss_slice"]
-
-_MODEL = "model"
 
 
 @dataclass(kw_only=True)
@@ -153,17 +147,28 @@ class SliceRun(Measurement):
             units=units,
             progress=tick,
         )
-        rows = self._rows(risk)
-        components = None
-        if any(one.kind == "pca" for one in self.options.directions):
-            components = principal_components(rows)
-        rays = self._rays(risk, eigen, components)
-        curvatures, products = self._products(operator, rays, units)
+        rows = trajectory_rows(risk, self.settings.params, self.trajectory)
+        rays = rays_of(
+            risk,
+            self.options,
+            params=self.settings.params,
+            seed=self.settings.seed,
+            eigen=eigen,
+            others=self.others,
+            rows=rows,
+        )
+        curvatures, products = curvatures_of(operator, rays, units)
         operator.release()
         slopes = np.array([float(ray.vector.double() @ gradient.double()) for ray in rays])
-        trajectory = self._positions(rays, rows)
-        directions = self._directions(
-            rays, eigen, components, slopes, curvatures, base=base, trajectory=trajectory, risk=risk
+        trajectory = positions(self.trajectory, rows, rays)
+        directions = axes_of(
+            self.options,
+            rays,
+            slopes,
+            curvatures,
+            loss=base,
+            norm=float(torch.linalg.vector_norm(risk.space.vector().double())),
+            trajectory=trajectory,
         )
         axes = [coordinates(d.low, d.high, self.options.count) for d in directions]
         at = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)
@@ -186,143 +191,13 @@ class SliceRun(Measurement):
             x=axes[0],
             y=axes[1] if len(axes) > 1 else None,
             loss=found.reshape(shape),
-            excess=excess.reshape(shape),
+            excess_loss=excess.reshape(shape),
             quadratic=quadratic_model(at, slopes, curvatures).reshape(shape),
             mixed=float(curvatures[0, 1]) if len(axes) > 1 else float("nan"),
             known=known,
             trajectory=trajectory,
             eigenvectors=None if eigen is None else eigen.vectors,
         )
-
-    def _rows(self, risk: Risk) -> Tensor:
-        """The trajectory's checkpoints less the anchor, (m, n)."""
-        model: nn.Module = copy.deepcopy(risk.model)
-        space = ParameterSpace(model, self.settings.params)
-        anchor = risk.space.vector()
-        rows = []
-        for checkpoint in self.trajectory:
-            load_weights(self.resolved.task, model, checkpoint)
-            rows.append(space.vector() - anchor)
-        return torch.stack(rows) if rows else anchor.new_zeros(0, len(anchor))
-
-    def _rays(
-        self, risk: Risk, eigen: Eigenvectors | None, components: Components | None
-    ) -> list[Ray]:
-        """The directions, the second one orthogonal to the first."""
-        rays: list[Ray] = []
-        others, found = iter(self.others), iter([] if eigen is None else eigen.vectors)
-        start = state_of(risk.model)
-        like = risk.space.vector()
-        for index, one in enumerate(self.options.directions):
-            if one.kind == "eigen":
-                ray = Ray(vector=torch.as_tensor(next(found)).to(like))
-            elif one.kind == "random":
-                vector = filter_normalised(risk.space, seed=self.settings.seed, index=index)
-                ray = Ray(vector=vector)
-            elif one.kind == "pca":
-                assert components is not None
-                if one.number > len(components.vectors):
-                    raise UsageError(
-                        f"--along pca:{one.number}: the {len(self.trajectory)} checkpoints of the "
-                        f"trajectory have {len(components.vectors)} principal components"
-                    )
-                ray = Ray(vector=components.vectors[one.number - 1])
-            else:
-                end = self._state(risk, next(others))
-                name, whole = self.options.along[index], not self.settings.params
-                ray = towards(risk.space, start, end, name, whole=whole)
-            if rays:
-                unit = one.kind in ("eigen", "pca")
-                ray = orthogonal(ray, rays[0], self.options.along, unit=unit)
-            rays.append(ray)
-        return rays
-
-    def _state(self, risk: Risk, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """Parameters and floating-point buffers of another checkpoint."""
-        model: nn.Module = copy.deepcopy(risk.model)
-        load_weights(self.resolved.task, model, checkpoint)
-        return state_of(model)
-
-    def _products(
-        self, operator: LinearOperator, rays: Sequence[Ray], units: Units
-    ) -> tuple[FloatArray, int]:
-        """``d'He`` of all pairs of directions, (axes, axes), and the products that it took."""
-        stored = units.get(_MODEL)
-        if stored is None:
-            images = [operator.matvec(ray.vector.to(operator.like)).double() for ray in rays]
-            found = np.array([[float(r.vector.double() @ h) for h in images] for r in rays])
-            stored = {"curvatures": (found + found.T) / 2, "n_matvecs": len(images)}
-            units.put(_MODEL, stored)
-        return np.asarray(stored["curvatures"]), int(stored["n_matvecs"])
-
-    def _positions(self, rays: Sequence[Ray], rows: Tensor) -> tuple[Position, ...]:
-        """The trajectory in the coordinates of the slice."""
-        found = []
-        for checkpoint, row in zip(self.trajectory, rows.double(), strict=True):
-            at = [float(row @ ray.vector.double()) / ray.length**2 for ray in rays]
-            left = row - sum(c * ray.vector.double() for c, ray in zip(at, rays, strict=True))
-            found.append(
-                Position(
-                    checkpoint=checkpoint.path,
-                    step=-1 if checkpoint.step is None else checkpoint.step,
-                    x=at[0],
-                    y=at[1] if len(at) > 1 else 0.0,
-                    off=float(torch.linalg.vector_norm(left)),
-                )
-            )
-        return tuple(found)
-
-    def _directions(
-        self,
-        rays: Sequence[Ray],
-        eigen: Eigenvectors | None,
-        components: Components | None,
-        slopes: FloatArray,
-        curvatures: FloatArray,
-        *,
-        base: float,
-        trajectory: Sequence[Position],
-        risk: Risk,
-    ) -> tuple[Direction, ...]:
-        """The record of every direction, with the ends of its axis."""
-        found: list[Direction] = []
-        pairs = iter(range(len(self._wanted)))
-        norm = float(torch.linalg.vector_norm(risk.space.vector().double()))
-        for axis, (one, ray) in enumerate(zip(self.options.directions, rays, strict=True)):
-            known = next(pairs) if one.kind == "eigen" else None
-            eigenvalue = residual = share = float("nan")
-            converged = True
-            if known is not None and eigen is not None:
-                eigenvalue = float(eigen.values[known])
-                residual = float(eigen.residuals[known])
-                converged = bool(eigen.converged[known])
-            if one.kind == "pca" and components is not None:
-                share = float(components.shares[one.number - 1])
-            low, high = self.options.span(axis) or default_span(
-                one.kind,
-                curvature=eigenvalue,
-                loss=base,
-                norm=norm,
-                plane=len(rays) > 1,
-                visited=[p.y if axis else p.x for p in trajectory] if one.kind == "pca" else (),
-            )
-            found.append(
-                Direction(
-                    name=self.options.along[axis],
-                    kind=one.kind,
-                    low=low,
-                    high=high,
-                    length=ray.length,
-                    cosine=ray.cosine,
-                    slope=float(slopes[axis]),
-                    curvature=float(curvatures[axis, axis]),
-                    eigenvalue=eigenvalue,
-                    residual=residual,
-                    converged=converged,
-                    share=share,
-                )
-            )
-        return tuple(found)
 
 
 def _warnings(
@@ -361,10 +236,7 @@ def keep_slice(earlier: SliceResult, units: Units) -> None:
             ),
             units,
         )
-    curvatures = np.diag([d.curvature for d in directions])
-    if len(directions) > 1:
-        curvatures[0, 1] = curvatures[1, 0] = earlier.mixed
-    units.put(_MODEL, {"curvatures": curvatures, "n_matvecs": earlier.info.n_matvecs})
+    keep_curvatures(directions, earlier.mixed, earlier.info.n_matvecs, units)
     keep_points(earlier.known, units)
 
 
@@ -396,7 +268,7 @@ def loss_slice(
         ...     options=SliceOptions(along=("random",), points=3),
         ...     task_settings={"width": 2},
         ... )
-        >>> found.x.tolist(), found.excess[1] == 0
+        >>> found.x.tolist(), found.excess_loss[1] == 0
         ([-1.0, 0.0, 1.0], np.True_)
     """
     settings = Settings() if settings is None else settings

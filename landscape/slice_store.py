@@ -13,7 +13,7 @@ from landscape.store import group_at, read_shaped, write_array
 
 __all__ = ["read_slice", "write_slice"]
 
-_GRIDS = ("loss", "excess", "quadratic")
+_GRIDS = ("loss", "excess_loss", "quadratic")
 
 
 def write_slice(file: h5py.File, result: Result) -> None:

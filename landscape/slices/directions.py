@@ -42,12 +42,20 @@ class Ray:
         others: what moves along, by name: frozen parameters and floating-point buffers.
         end: the state at coordinate 1 of a direction to another checkpoint, else None.
         cosine: with the first direction, before d was made orthogonal to it.
+        eigenvalue: of an eigenvector.
+        residual: ``|Hv - theta v|`` of an eigenvector.
+        converged: whether an eigenvector is.
+        share: of the trajectory's variance, of a principal component.
     """
 
     vector: Tensor
     others: Mapping[str, Tensor] = field(default_factory=dict)
     end: State | None = None
     cosine: float = 0.0
+    eigenvalue: float = math.nan
+    residual: float = math.nan
+    converged: bool = True
+    share: float = math.nan
 
     @property
     def length(self) -> float:
@@ -113,11 +121,13 @@ def filter_normalised(space: ParameterSpace, *, seed: int, index: int) -> Tensor
     parts = []
     for name, parameter in zip(space.names, space.parameters, strict=True):
         own = parameter.detach()
-        if own.dim() < 2:
+        if own.dim() < 2 or not own.numel():
             parts.append(torch.zeros_like(own))
             continue
-        draw = normal(own.numel(), stream(seed, "slice", index, name), like=own.double())
-        rows, filters = draw.reshape(len(own), -1), own.double().reshape(len(own), -1)
+        # On the CPU, so that it is the same direction on every device.
+        filters = own.cpu().double().reshape(len(own), -1)
+        draw = normal(own.numel(), stream(seed, "slice", index, name), like=filters)
+        rows = draw.reshape(filters.shape)
         scale = torch.linalg.vector_norm(filters, dim=1) / torch.linalg.vector_norm(rows, dim=1)
         parts.append((rows * scale[:, None]).reshape(own.shape).to(own))
     vector = space.flatten(parts)

@@ -84,7 +84,7 @@ class SliceResult(Result):
         x: coordinates along the first direction, (x,).
         y: along the second, (y,); None on a line.
         loss: L there; inf or NaN where it overflows.
-        excess: the excess loss: L less its value at the anchor (``behaviour``: L itself).
+        excess_loss: the excess loss: L less its value at the anchor (``behaviour``: L itself).
         quadratic: what gradient and Hessian at the anchor predict for the excess loss.
         mixed: ``d'He`` of the two directions; NaN on a line.
         known: the points of this and of earlier grids.
@@ -97,7 +97,7 @@ class SliceResult(Result):
     x: FloatArray
     y: FloatArray | None
     loss: FloatArray
-    excess: FloatArray
+    excess_loss: FloatArray
     quadratic: FloatArray
     mixed: float
     known: Known

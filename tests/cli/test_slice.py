@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import h5py
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 import xarray
 
 import landscape
+import landscape.slices.eigenvectors as eigenvectors_module
 import landscape.slices.surface as surface_module
 from landscape_cli.app import run
 
@@ -46,7 +49,7 @@ def test_a_line(slice_, tiny, cli):
     assert done.code == 0, done.err
     values = done.values
     assert [d["name"] for d in values["directions"]] == ["eigen:1"]
-    assert values["excess"][2] == 0
+    assert values["excess_loss"][2] == 0
     assert values["y"] is None
     assert (tiny.folder / "f.png").stat().st_size > 1000
     (file,) = files(tiny)
@@ -78,7 +81,7 @@ def test_a_plane_with_a_trajectory(slice_, tiny, cli):
     assert done.code == 0, done.err
     values = done.values
     assert [p["step"] for p in values["trajectory"]] == [7, 9, 11]
-    assert np.array(values["excess"]).shape == (4, 4)
+    assert np.array(values["excess_loss"]).shape == (4, 4)
     # The whole plane of the second checkpoint: nothing of it is off.
     assert values["trajectory"][1]["off"] < 1e-9
     (file,) = files(tiny)
@@ -102,7 +105,7 @@ def test_other_grids_reuse_points_eigenvectors_and_products(slice_, tiny, count)
     wide = slice_("--points", "3", "--along", "eigen:1", "--along", "random", "--span=-1,1")
     assert wide.code == 0, wide.err
     back = slice_("--points", "3", "--along", "eigen:1", "--along", "random")
-    assert back.values["excess"] == first["results"][0]["values"]["excess"]
+    assert back.values["excess_loss"] == first["results"][0]["values"]["excess_loss"]
     calls = len(count)
     slice_("--points", "3", "--along", "eigen:1", "--along", "random", "--overwrite")
     assert len(count) == calls + 9
@@ -135,7 +138,7 @@ def test_an_interrupted_run_continues(slice_, tiny, count, monkeypatch):
 
 def test_losses_and_parameters(slice_):
     behaviour = slice_("--along", "random", "--points", "3", "--loss", "behaviour").values
-    assert behaviour["loss"] == behaviour["excess"]
+    assert behaviour["loss"] == behaviour["excess_loss"]
     assert abs(behaviour["directions"][0]["slope"]) < 1e-12
     part = slice_("--along", "random", "--points", "3", "--params", "0.*").values
     other = slice_("--along", "random", "--points", "3").values
@@ -155,11 +158,29 @@ def test_points_that_are_not_finite(slice_, tiny, cli):
     assert done.code == 0, done.err
     (result,) = done.document["results"]
     assert any("not finite" in note for note in result["warnings"])
-    assert any(value is None for row in result["values"]["excess"] for value in row)
-    assert result["values"]["excess"][1][1] == 0
+    assert any(value is None for row in result["values"]["excess_loss"] for value in row)
+    assert result["values"]["excess_loss"][1][1] == 0
     (file,) = files(tiny)
     assert "not finite" in cli("show", file).out
     assert cli("plot", file, "--surface", "-o", tiny.folder / "g.png").code == 0
+
+
+def test_strict_refuses_what_is_not_converged(slice_, monkeypatch):
+    short = functools.partial(eigenvectors_module.extreme_eigenpairs, max_matvecs=4)
+    monkeypatch.setattr(eigenvectors_module, "extreme_eigenpairs", short)
+    done = slice_("--points", "3", "--strict")
+    assert done.code == 4, done.err
+    assert "not converged" in done.errors[0]
+
+
+def test_several_processes_are_refused(slice_, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    done = slice_("--points", "3")
+    assert done.code == 2, done.err
+    assert "landscape slice works in one process" in done.errors[0]
 
 
 @pytest.mark.parametrize(
@@ -241,8 +262,8 @@ def test_xarray_reads_it(slice_, tiny):
     values = slice_("--along", "random", "--along", "eigen:1", "--points", "3").values
     (file,) = files(tiny)
     with xarray.open_datatree(file, engine="h5netcdf") as tree:
-        assert tree["slice"]["excess"].dims == ("x", "y")
-        assert tree["slice"]["excess"].values.tolist() == values["excess"]
+        assert tree["slice"]["excess_loss"].dims == ("x", "y")
+        assert tree["slice"]["excess_loss"].values.tolist() == values["excess_loss"]
         assert tree["slice"]["x"].values.tolist() == values["x"]
 
 

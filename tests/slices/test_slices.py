@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import landscape.slices.eigenvectors as eigenvectors_module
 import landscape.slices.surface as surface_module
 from landscape import Task
 from landscape.compare.path import state_of
@@ -86,6 +89,12 @@ def dense_hessian(task):
     return torch.func.hessian(loss)(risk.space.vector())
 
 
+def sliced(task, *, settings=None, **more):
+    """On the CPU, where the numbers here are computed otherwise, too."""
+    settings = dataclasses.replace(Settings() if settings is None else settings, device="cpu")
+    return loss_slice(task, settings=settings, **more)
+
+
 def options(*along, **more):
     return SliceOptions(along=along, **more)
 
@@ -141,14 +150,14 @@ class TestPrediction:
         ids=" ".join,
     )
     def test_a_quadratic_loss_equals_its_prediction(self, along):
-        found = loss_slice(quadratic(), options=options(*along, points=7, spans=((-2, 3),)))
-        assert np.abs(found.excess - found.quadratic).max() < 1e-10
-        assert found.excess.max() > 0.1
-        assert found.excess.shape == (7,) * len(along)
+        found = sliced(quadratic(), options=options(*along, points=7, spans=((-2, 3),)))
+        assert np.abs(found.excess_loss - found.quadratic).max() < 1e-10
+        assert found.excess_loss.max() > 0.1
+        assert found.excess_loss.shape == (7,) * len(along)
 
     def test_slope_and_curvatures_are_those_of_the_dense_matrix(self):
         task = classifier()
-        found = loss_slice(task, options=options("random", "random", points=2))
+        found = sliced(task, options=options("random", "random", points=2))
         space = ParameterSpace(task.model)
         first = filter_normalised(space, seed=0, index=0)
         second = filter_normalised(space, seed=0, index=1)
@@ -163,9 +172,9 @@ class TestPrediction:
 
     def test_finite_differences_of_the_slice_are_slope_and_curvature(self):
         near = options("random", points=3, spans=((-1e-3, 1e-3),))
-        found = loss_slice(classifier(), options=near)
+        found = sliced(classifier(), options=near)
         [direction] = found.directions
-        low, _, high = found.excess
+        low, _, high = found.excess_loss
         assert (high - low) / 2e-3 == pytest.approx(direction.slope, rel=1e-5)
         assert (high + low) / 1e-6 == pytest.approx(direction.curvature, rel=1e-5)
         assert found.info.n_matvecs == 1
@@ -175,7 +184,7 @@ class TestEigenvectors:
     @pytest.mark.parametrize("number", [1, 2, 5, -1, -3, 39, -39])
     def test_curvature_is_the_eigenvalue(self, number):
         task = classifier()
-        found = loss_slice(task, options=options(f"eigen:{number}", points=3))
+        found = sliced(task, options=options(f"eigen:{number}", points=3))
         values = torch.linalg.eigvalsh(dense_hessian(task)).flip(0)
         wanted = float(values[number - 1 if number > 0 else number])
         [direction] = found.directions
@@ -186,7 +195,7 @@ class TestEigenvectors:
 
     def test_vectors_are_the_dense_ones_with_their_largest_entry_positive(self):
         task = classifier()
-        found = loss_slice(task, options=options("eigen:1", "eigen:2", points=2))
+        found = sliced(task, options=options("eigen:1", "eigen:2", points=2))
         _, vectors = torch.linalg.eigh(dense_hessian(task))
         for own, other in zip(found.eigenvectors, vectors.T.flip(0).numpy(), strict=False):
             assert abs(own @ other) == pytest.approx(1, abs=1e-9)
@@ -195,14 +204,26 @@ class TestEigenvectors:
 
     def test_both_names_of_one_vector(self):
         with pytest.raises(UsageError, match="same eigenvector"):
-            loss_slice(classifier(), options=options("eigen:1", "eigen:-39"))
+            sliced(classifier(), options=options("eigen:1", "eigen:-39"))
         with pytest.raises(UsageError, match=r"eigen:40.*39 parameters"):
-            loss_slice(classifier(), options=options("eigen:40"))
+            sliced(classifier(), options=options("eigen:40"))
+
+    def test_what_is_not_converged_is_said(self, monkeypatch):
+        short = functools.partial(eigenvectors_module.extreme_eigenpairs, max_matvecs=4)
+        monkeypatch.setattr(eigenvectors_module, "extreme_eigenpairs", short)
+        found = sliced(classifier(), options=options("eigen:1", points=3))
+        [direction] = found.directions
+        assert not direction.converged
+        assert direction.residual > 1e-8
+        # What is drawn is the direction that there is.
+        v = torch.as_tensor(found.eigenvectors[0])
+        assert direction.curvature == pytest.approx(float(v @ dense_hessian(classifier()) @ v))
+        assert "eigen:1 is not converged" in found.info.warnings
 
     def test_of_selected_parameters(self):
         task = classifier()
         settings = Settings(params=("2.weight",))
-        found = loss_slice(task, settings=settings, options=options("eigen:1", points=2))
+        found = sliced(task, settings=settings, options=options("eigen:1", points=2))
         block = dense_hessian(task)[24:36, 24:36]
         largest = float(torch.linalg.eigvalsh(block)[-1])
         assert found.directions[0].curvature == pytest.approx(largest, rel=1e-9)
@@ -247,22 +268,22 @@ class TestRandom:
     def test_without_filters(self):
         settings = Settings(params=("*.bias",))
         with pytest.raises(UsageError, match="none of the parameters has filters"):
-            loss_slice(classifier(), settings=settings, options=options("random"))
+            sliced(classifier(), settings=settings, options=options("random"))
 
 
 class TestTowards:
     @pytest.mark.parametrize("build", [classifier, norms])
     def test_it_ends_with_the_checkpoints_own_loss_exactly(self, build, tmp_path):
         path = saved(tmp_path, "b", build(2))
-        found = loss_slice(build(1), options=options(f"to:{path}", points=5))
+        found = sliced(build(1), options=options(f"to:{path}", points=5))
         assert found.loss[-1] == loss_of(build(2))
         assert found.loss[0] == loss_of(build(1))
-        assert found.excess[0] == 0
+        assert found.excess_loss[0] == 0
         assert found.x.tolist() == [0, 0.25, 0.5, 0.75, 1]
 
     def test_the_way_is_straight(self, tmp_path):
         path = saved(tmp_path, "b", classifier(2))
-        found = loss_slice(classifier(1), options=options(f"to:{path}", points=3))
+        found = sliced(classifier(1), options=options(f"to:{path}", points=3))
         half = classifier(1)
         with torch.no_grad():
             for own, other in zip(
@@ -273,7 +294,7 @@ class TestTowards:
 
     def test_a_plane_through_three_networks(self, tmp_path):
         paths = [saved(tmp_path, name, norms(s)) for name, s in (("b", 2), ("c", 3))]
-        found = loss_slice(
+        found = sliced(
             norms(1),
             options=options(*(f"to:{p}" for p in paths), points=5, spans=((-0.5, 1.5),)),
         )
@@ -281,7 +302,7 @@ class TestTowards:
         first, second = found.directions
         whole = second.length / math.sqrt(1 - second.cosine**2)
         place = second.cosine * whole / first.length
-        again = loss_slice(
+        again = sliced(
             norms(1),
             options=options(
                 *(f"to:{p}" for p in paths), points=2, spans=((place, place + 1), (1, 2))
@@ -295,7 +316,7 @@ class TestTowards:
     def test_selected_parameters_move_alone(self, tmp_path):
         path = saved(tmp_path, "b", norms(2))
         settings = Settings(params=("3.*",))
-        found = loss_slice(norms(1), settings=settings, options=options(f"to:{path}", points=2))
+        found = sliced(norms(1), settings=settings, options=options(f"to:{path}", points=2))
         mixed, other = norms(1), norms(2)
         mixed.model[3].load_state_dict(other.model[3].state_dict())
         assert found.loss[-1] == loss_of(mixed)
@@ -303,10 +324,10 @@ class TestTowards:
     def test_to_itself_and_to_another_architecture(self, tmp_path):
         path = saved(tmp_path, "a", classifier(1))
         with pytest.raises(UsageError, match="same parameters as the anchor"):
-            loss_slice(classifier(1), options=options(f"to:{path}"))
+            sliced(classifier(1), options=options(f"to:{path}"))
         other = saved(tmp_path, "c", quadratic())
         with pytest.raises(CheckpointError):
-            loss_slice(classifier(1), options=options(f"to:{other}"))
+            sliced(classifier(1), options=options(f"to:{other}"))
 
 
 class TestPrincipalComponents:
@@ -331,7 +352,7 @@ class TestPrincipalComponents:
             }
             paths.append(tmp_path / f"step_{step}.safetensors")
             save_file(state, paths[-1])
-        found = loss_slice(classifier(1), options=options("pca:1", points=3), trajectory=paths)
+        found = sliced(classifier(1), options=options("pca:1", points=3), trajectory=paths)
         [direction] = found.directions
         assert direction.share == pytest.approx(1)
         vectors = [ParameterSpace(m).vector() for m in (start, end)]
@@ -343,11 +364,11 @@ class TestPrincipalComponents:
         assert [p.step for p in found.trajectory] == [0, 1, 2]
         assert found.x[0] < -length < 0 < found.x[-1]
         with pytest.raises(UsageError, match="have 1 principal component"):
-            loss_slice(classifier(1), options=options("pca:2"), trajectory=paths)
+            sliced(classifier(1), options=options("pca:2"), trajectory=paths)
 
     def test_points_off_the_slice(self, tmp_path):
         paths = [saved(tmp_path, f"s{k}", classifier(k)) for k in (2, 3)]
-        found = loss_slice(classifier(1), options=options("random", points=2), trajectory=paths)
+        found = sliced(classifier(1), options=options("random", points=2), trajectory=paths)
         d = filter_normalised(ParameterSpace(network(1)), seed=0, index=0)
         anchor = ParameterSpace(network(1)).vector()
         for position, seed in zip(found.trajectory, (2, 3), strict=True):
@@ -358,10 +379,10 @@ class TestPrincipalComponents:
 
     def test_refused(self, tmp_path):
         with pytest.raises(UsageError, match="--trajectory"):
-            loss_slice(classifier(), options=options("pca:1"))
+            sliced(classifier(), options=options("pca:1"))
         path = saved(tmp_path, "a", classifier(2))
         with pytest.raises(UsageError, match="one checkpoint"):
-            loss_slice(classifier(), options=options("random"), trajectory=[path])
+            sliced(classifier(), options=options("random"), trajectory=[path])
 
 
 class TestOrthogonal:
@@ -383,7 +404,7 @@ class TestOrthogonal:
                 own.copy_((own + end) / 2)
         paths = [saved(tmp_path, "b", half), saved(tmp_path, "c", other)]
         with pytest.raises(UsageError, match="parallel"):
-            loss_slice(classifier(1), options=options(*(f"to:{p}" for p in paths)))
+            sliced(classifier(1), options=options(*(f"to:{p}" for p in paths)))
 
 
 class TestSpans:
@@ -403,7 +424,7 @@ class TestSpans:
         assert visited == (-4.4, 0.4)
 
     def test_of_a_measurement(self):
-        found = loss_slice(classifier(), options=options("eigen:1", points=3))
+        found = sliced(classifier(), options=options("eigen:1", points=3))
         [direction] = found.directions
         norm = float(ParameterSpace(network()).vector().norm())
         half = min(math.sqrt(2 * found.info.loss / direction.eigenvalue), norm)
@@ -414,10 +435,10 @@ class TestSpans:
 class TestLosses:
     def test_behaviour_is_a_divergence_with_no_slope(self):
         settings = Settings(loss="behaviour")
-        found = loss_slice(classifier(), settings=settings, options=options("random", points=5))
-        assert np.array_equal(found.excess, found.loss)
-        assert abs(found.excess[2]) < 1e-15
-        assert found.excess[[0, 1, 3, 4]].min() > 0
+        found = sliced(classifier(), settings=settings, options=options("random", points=5))
+        assert np.array_equal(found.excess_loss, found.loss)
+        assert abs(found.excess_loss[2]) < 1e-15
+        assert found.excess_loss[[0, 1, 3, 4]].min() > 0
         assert abs(found.directions[0].slope) < 1e-12
 
     def test_points_that_are_not_finite_are_said(self):
@@ -430,9 +451,9 @@ class TestLosses:
                 return torch.log(self.w * (1 + x[:, :1] ** 2))
 
         task = Task(model=Root(), data=(X, Y[:, :1]), criterion="mse")
-        found = loss_slice(task, options=options("random", points=5, spans=((-2, 2),)))
+        found = sliced(task, options=options("random", points=5, spans=((-2, 2),)))
         # The weight is 1, and so is the length of the direction.
-        assert np.isfinite(found.excess).tolist() in (
+        assert np.isfinite(found.excess_loss).tolist() in (
             [False, False, True, True, True],
             [True, True, True, False, False],
         )
@@ -442,9 +463,9 @@ class TestLosses:
 
     def test_float32(self):
         settings = Settings(dtype="float32")
-        exact = loss_slice(classifier(), options=options("eigen:1", points=5))
-        rough = loss_slice(classifier(), settings=settings, options=options("eigen:1", points=5))
-        assert np.allclose(exact.excess, rough.excess, rtol=1e-3, atol=1e-5)
+        exact = sliced(classifier(), options=options("eigen:1", points=5))
+        rough = sliced(classifier(), settings=settings, options=options("eigen:1", points=5))
+        assert np.allclose(exact.excess_loss, rough.excess_loss, rtol=1e-3, atol=1e-5)
 
 
 class TestReuse:
@@ -476,7 +497,7 @@ class TestReuse:
         assert np.array_equal(again, coarse)
 
     def test_an_interrupted_run_continues_with_the_same_numbers(self, count, tmp_path):
-        whole = loss_slice(classifier(), options=options("eigen:1", "random", points=4))
+        whole = sliced(classifier(), options=options("eigen:1", "random", points=4))
         assert len(count) == 16
         units = MemoryUnits()
 
@@ -493,8 +514,26 @@ class TestReuse:
                 measured(task, units, progress=stop_at(limit))
         found = measured(task, units)
         assert len(count) == 16 + 16
-        for name in ("loss", "excess", "quadratic", "x", "y"):
+        for name in ("loss", "excess_loss", "quadratic", "x", "y"):
             assert np.array_equal(getattr(found, name), getattr(whole, name))
+        assert found.info.n_matvecs == whole.info.n_matvecs
+
+    def test_an_interrupted_search_for_eigenvectors_continues(self):
+        class Eager(MemoryUnits):
+            def due(self):
+                return True
+
+        def stop(phase, done, total):
+            if (phase, done) == ("eigenvectors", 9):
+                raise KeyboardInterrupt
+
+        whole, units = measured(classifier(), MemoryUnits()), Eager()
+        with pytest.raises(KeyboardInterrupt):
+            measured(classifier(), units, progress=stop)
+        assert units.get("lanczos") is not None
+        found = measured(classifier(), units)
+        assert np.array_equal(found.eigenvectors, whole.eigenvectors)
+        assert np.array_equal(found.loss, whole.loss)
         assert found.info.n_matvecs == whole.info.n_matvecs
 
     def test_progress_counts_points(self):
@@ -508,7 +547,8 @@ def measured(task, units, *, progress=silent):
     from landscape.measurement import prepared
 
     run = SliceRun(
-        **prepared(task, None, Settings(), None), options=options("eigen:1", "random", points=4)
+        **prepared(task, None, Settings(device="cpu"), None),
+        options=options("eigen:1", "random", points=4),
     )
     return run.measure(units=units, progress=progress)
 
@@ -564,12 +604,47 @@ class TestFiles:
     @pytest.mark.parametrize("along", [("eigen:1",), ("random", "eigen:-1")], ids=" ".join)
     def test_a_stored_result_is_what_was_measured(self, along, tmp_path):
         paths = [saved(tmp_path, f"step_{k}", classifier(k)) for k in (2, 3)]
-        found = loss_slice(classifier(), options=options(*along, points=3), trajectory=paths)
+        found = sliced(classifier(), options=options(*along, points=3), trajectory=paths)
         save(tmp_path / "a.h5", found)
         stored = load(tmp_path / "a.h5")
         assert repr(stored.directions) == repr(found.directions)  # NaN is equal there.
         assert stored.trajectory == found.trajectory
-        for name in ("x", "y", "loss", "excess", "quadratic", "eigenvectors"):
+        for name in ("x", "y", "loss", "excess_loss", "quadratic", "eigenvectors"):
             assert np.array_equal(getattr(stored, name), getattr(found, name))
         assert np.array_equal(stored.known.at, found.known.at)
         assert [d.eigenvalue for d in stored.directions][-1] == found.directions[-1].eigenvalue
+
+
+class TestKinds:
+    """Frozen parameters, tied weights and low precision."""
+
+    def test_frozen_parameters_go_along_to_another_checkpoint(self, tmp_path):
+        path = saved(tmp_path, "b", classifier(2))
+        task = classifier(1)
+        task.model[0].weight.requires_grad_(False)
+        found = sliced(task, options=options(f"to:{path}", points=2))
+        assert found.loss[-1] == loss_of(classifier(2))
+        assert found.info.n_parameters == 19
+        assert any("frozen" in note for note in found.info.warnings)
+
+    def test_tied_weights_move_once(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)).double()
+        model[2].weight = model[0].weight
+        task = Task(model=model, data=(X, LABELS), criterion="cross_entropy")
+        found = sliced(task, options=options("random", points=3))
+        vector = filter_normalised(ParameterSpace(model), seed=0, index=0)
+        moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() + vector
+        torch.nn.utils.vector_to_parameters(moved, model.parameters())
+        assert found.loss[-1] == pytest.approx(loss_of(task), rel=1e-12)
+
+    def test_low_precision(self, tmp_path):
+        paths = [saved(tmp_path, f"s{k}", classifier(k)) for k in (2, 3)]
+        settings = Settings(dtype="bfloat16")
+        found = sliced(
+            classifier(1),
+            settings=settings,
+            options=options("pca:1", "random", points=3),
+            trajectory=paths,
+        )
+        assert np.isfinite(found.excess_loss).all()
