@@ -23,6 +23,7 @@ from landscape_cli import (
     demo,
     flat,
     hessian,
+    information,
     init_task,
     inspect,
     plot,
@@ -47,7 +48,7 @@ app = typer.Typer(
 
 for _module in (
     *(demo, train, inspect, convert, init_task, check),
-    *(hessian, volume, flat, compare, slice, batch, collect, show, plot),
+    *(hessian, volume, flat, compare, slice, information, batch, collect, show, plot),
 ):
     _module.register(app)
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from landscape.flat.records import FlatResult as FlatResult
     from landscape.flat_runs import flat_directions as flat_directions
     from landscape.hessian import HessianOptions as HessianOptions
+    from landscape.information.options import InformationOptions as InformationOptions
+    from landscape.information.records import InformationResult as InformationResult
+    from landscape.information_runs import information_of_data as information_of_data
     from landscape.results import HessianResult as HessianResult
     from landscape.risk import Risk as Risk
     from landscape.runs import hessian_spectrum as hessian_spectrum
@@ -55,6 +58,8 @@ _HOME = {
     "FlatResult": "flat.records",
     "HessianOptions": "hessian",
     "HessianResult": "results",
+    "InformationOptions": "information.options",
+    "InformationResult": "information.records",
     "LandscapeError": "errors",
     "Risk": "risk",
     "Settings": "settings",
@@ -68,6 +73,7 @@ _HOME = {
     "compare_networks": "compare_runs",
     "flat_directions": "flat_runs",
     "hessian_spectrum": "runs",
+    "information_of_data": "information_runs",
     "load": "store",
     "load_series": "series_store",
     "load_sweep": "sweep_store",

@@ -15,7 +15,7 @@ from torch import Tensor
 from landscape.errors import UsageError
 from landscape.risk import Risk
 
-__all__ = ["GRAM_LIMIT", "factor", "factor_width", "output_spectra", "pull_back"]
+__all__ = ["GRAM_LIMIT", "factor", "factor_width", "output_roots", "output_spectra", "pull_back"]
 
 GRAM_LIMIT = 4096  # Largest number of rows whose Gram matrix is built.
 _BLOCK = 32  # Rows pulled back at a time.
@@ -75,12 +75,12 @@ def _factor(
     skip = 0 if rows is None else len(rows)
     for index in range(risk.n_batches) if batches is None else batches:
         outputs = risk.outputs(index)
-        places, roots = _roots(risk, index, outputs.detach())
-        for start in range(0, len(places), _BLOCK):
+        places, roots = output_roots(risk, index, outputs.detach())
+        # The rows at hand may be of other micro-batches: they need not end where one ends here.
+        known = min(skip, len(places))
+        skip -= known
+        for start in range(known, len(places), _BLOCK):
             stop = min(start + _BLOCK, len(places))
-            if skip >= stop - start:
-                skip -= stop - start
-                continue
             cotangents = torch.zeros(
                 stop - start, outputs.numel(), dtype=outputs.dtype, device=outputs.device
             )
@@ -92,7 +92,7 @@ def _factor(
     return torch.cat(blocks) if blocks else torch.zeros(0, risk.n, dtype=torch.float64)
 
 
-def _roots(risk: Risk, index: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
+def output_roots(risk: Risk, index: int, outputs: Tensor) -> tuple[Tensor, Tensor]:
     """Columns of ``sqrt(fraction) L`` of one micro-batch.
 
     Returns:

@@ -147,6 +147,10 @@ def _figure(files: Sequence[Path], run: int | None, *, surface: bool) -> Figure:
         from landscape.compare_plot import compare_figure
 
         return compare_figure(results)
+    if results[0].info.command == "information":
+        from landscape.information_plot import information_figure
+
+        return information_figure(results)
     if isinstance(results[0], FlatResult):
         found, only = _one_each(results, names), results[0]
         if len(results) > 1:

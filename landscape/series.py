@@ -125,6 +125,12 @@ def collect(
             f"{names[0]} compares two networks, which are no series; expected results of landscape "
             "hessian, volume or flat. Draw comparisons together with landscape plot"
         )
+    if results[0].info.command == "information":
+        raise UsageError(
+            f"{names[0]} is a result of landscape information, which are not collected; expected "
+            "results of landscape hessian, volume or flat. Draw results of information together "
+            "with landscape plot, or set them against others with information --against"
+        )
     if isinstance(results[0], FlatResult):
         return collect_flat(results, names)
     order, rows = joined(results, names, _RULES)

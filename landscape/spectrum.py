@@ -15,11 +15,40 @@ from landscape.operators import LinearOperator
 from landscape.results import Spectrum
 from landscape.rng import stream
 
-__all__ = ["EXACT_LIMIT", "dense_spectrum", "gram_spectrum", "lanczos_spectrum"]
+__all__ = ["EXACT_LIMIT", "dense_matrix", "dense_spectrum", "gram_spectrum", "lanczos_spectrum"]
 
 _BLOCK = 64
 
 EXACT_LIMIT = 4096  # Largest n whose matrix is built explicitly (128 MiB in float64).
+
+
+def dense_matrix(
+    operator: LinearOperator,
+    *,
+    rows: Tensor | None = None,
+    on_rows: Callable[[Tensor, int], None] | None = None,
+) -> Tensor:
+    """The explicit matrix (n, n) in float64 on the CPU, symmetric up to the products' rounding.
+
+    Args:
+        operator: symmetric operator of size n.
+        rows: leading rows (multiples of 64) that an earlier run built.
+        on_rows: called with the matrix and the number of its rows built so far.
+
+    Cost: n matrix-vector products.
+    """
+    n = operator.n
+    matrix = torch.empty(n, n, dtype=torch.float64)
+    done = 0 if rows is None else len(rows)
+    if rows is not None:
+        matrix[:done] = rows
+    for start in range(done, n, _BLOCK):
+        unit = torch.zeros(min(_BLOCK, n - start), n, dtype=operator.dtype, device=operator.device)
+        unit[torch.arange(len(unit)), torch.arange(start, start + len(unit))] = 1
+        matrix[start : start + len(unit)] = operator.rows(unit).double().cpu()
+        if on_rows is not None:
+            on_rows(matrix, start + len(unit))
+    return matrix
 
 
 def dense_spectrum(
@@ -50,16 +79,7 @@ def dense_spectrum(
     """
     n = operator.n
     check_wanted(n, top, bottom)
-    matrix = torch.empty(n, n, dtype=torch.float64)
-    done = 0 if rows is None else len(rows)
-    if rows is not None:
-        matrix[:done] = rows
-    for start in range(done, n, _BLOCK):
-        unit = torch.zeros(min(_BLOCK, n - start), n, dtype=operator.dtype, device=operator.device)
-        unit[torch.arange(len(unit)), torch.arange(start, start + len(unit))] = 1
-        matrix[start : start + len(unit)] = operator.rows(unit).double().cpu()
-        if on_rows is not None:
-            on_rows(matrix, start + len(unit))
+    matrix = dense_matrix(operator, rows=rows, on_rows=on_rows)
     largest = float(matrix.abs().max())
     symmetry = float((matrix - matrix.T).abs().max()) / largest if largest > 0 else 0.0
     matrix = (matrix + matrix.T) / 2

@@ -189,6 +189,10 @@ def save(path: Path, result: Result) -> None:
             from landscape.flat_store import write_flat
 
             write_flat(file, result)
+        elif result.info.command == "information":
+            from landscape.information_store import write_information
+
+            write_information(file, result)
         else:
             from landscape.volume_store import write_volume
 
@@ -420,8 +424,9 @@ def load(path: Path | str) -> Any:
         a :class:`landscape.results.HessianResult`,
         :class:`landscape.volume.records.VolumeResult`,
         :class:`landscape.flat.records.FlatResult`,
-        :class:`landscape.slices.records.SliceResult` or
-        :class:`landscape.compare.records.CompareResult`, by the file's command.
+        :class:`landscape.slices.records.SliceResult`,
+        :class:`landscape.compare.records.CompareResult` or
+        :class:`landscape.information.records.InformationResult`, by the file's command.
 
     Raises:
         ResultFileError: see :func:`open_untrusted`.
@@ -450,6 +455,10 @@ def load(path: Path | str) -> Any:
             from landscape.slice_store import read_slice
 
             return read_slice(file, info, indices)
+        if info.command == "information":
+            from landscape.information_store import read_information
+
+            return read_information(file, info, indices)
         return HessianResult(
             info=info,
             spectra=_read_all(Spectrum, file, "spectrum"),

@@ -123,3 +123,7 @@ def test_rows_continue_from_earlier_ones():
     assert len(seen) > 20
     for part in seen[::9]:
         assert torch.equal(factor(risk, rows=part), whole)
+    # Micro-batches of another size: rows at hand need not end where one of them ends.
+    other = networks.risk("digits-mlp", batch=11)
+    for part in seen[:3]:
+        assert torch.allclose(factor(other, rows=part), whole, atol=1e-12)

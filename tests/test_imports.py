@@ -61,20 +61,21 @@ LAYERS = [
     {"density", "trace", "spectrum", "checks", "settings"},
     {"log_density", "agreement", "series_records"},
     {"priors", "prior_options", "volume", "flat"},
-    {"compare"},
+    {"compare", "information"},
     {"slices"},
     {"hessian", "volume_series", "flat_series", "series"},
+    {"information_series"},
     {"store", "record_store", "volume_store", "anneal_store", "flat_store", "compare_store"}
-    | {"slice_store"},
+    | {"slice_store", "information_store"},
     {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
     {"series_store"},
     {"sweep_store"},
     {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"}
-    | {"compare_plot", "slice_plot"},
+    | {"compare_plot", "slice_plot", "information_plot"},
     {"measurement"},
     {"prior_measurement"},
     {"volume_anneal"},
-    {"runs", "volume_runs", "flat_runs", "compare_runs", "slice_runs"},
+    {"runs", "volume_runs", "flat_runs", "compare_runs", "slice_runs"} | {"information_runs"},
 ]
 # These read and write files or draw; all others are numerics.
 OUTER = {
@@ -87,6 +88,9 @@ OUTER = {
     "flat_runs",
     "flat_series_store",
     "flat_store",
+    "information_plot",
+    "information_runs",
+    "information_store",
     "record_store",
     "store",
     "partial",
@@ -200,13 +204,12 @@ def test_figures_need_no_torch():
     light |= {"volume_store", "anneal_plot", "anneal_store", "record_store", "volume", "flat"}
     light |= {"compare", "compare_plot", "compare_store", "slices", "slice_plot", "slice_store"}
     light |= {"flat_plot", "flat_series", "flat_series_store", "flat_store"}
-    paths = [LIBRARY / f"{name}.py" for name in light - {"volume", "flat", "compare", "slices"}]
+    light |= {"information", "information_plot", "information_series", "information_store"}
+    packages = {"volume", "flat", "compare", "slices", "information"}
+    paths = [LIBRARY / f"{name}.py" for name in light - packages]
     records = ("records", "anneal_records", "anneal_summary", "islands", "weights")
     paths += [LIBRARY / "volume" / f"{name}.py" for name in records]
-    for path in (
-        *paths,
-        *(LIBRARY / name / "records.py" for name in ("flat", "compare", "slices")),
-    ):
+    for path in (*paths, *(LIBRARY / name / "records.py" for name in packages - {"volume"})):
         assert own(path) <= light, path
         assert "torch" not in roots(path), path
 
@@ -223,6 +226,8 @@ def test_commands_import_late(path):
         "flat_job.py",
         "compare_job.py",
         "slice_job.py",
+        "information_job.py",
+        "information_series.py",
         "volume_job.py",
     ) or path.stem.startswith("render"):
         return  # Imported by the commands when they run.

@@ -129,6 +129,8 @@ class Rows(Dataset):
         raise OSError("the disk is on fire")
 """
 
+INFORMATION = "information {ckpt} --task {task} -o {tmp}/out"
+
 USES = [
     # Checkpoints.
     Use(
@@ -485,6 +487,35 @@ USES = [
     Use("train-set", "train digits-mlp -o {tmp}/runs --set depht=2", 2, ("depht", "depth")),
     Use("train-output", "train digits-mlp -o {ckpt}/runs --steps 1", 2, ("runs",)),
     Use("train-without-output", "train digits-mlp", 2, ("--out",)),
+    # Information.
+    Use("information-tol", f"{INFORMATION} --tol 2", 2, ("--tol 2.0", "between 0 and 1")),
+    Use("information-method", f"{INFORMATION} --method dense", 2, ("'dense'", "exact")),
+    Use("information-probes", f"{INFORMATION} --probes 1", 2, ("--probes 1", "at least 2")),
+    Use("information-steps", f"{INFORMATION} --steps -1", 2, ("--steps -1", "from 0")),
+    Use("information-dtype", f"{INFORMATION} --dtype bfloat16", 2, ("bfloat16", "float64")),
+    Use("information-plot", f"{INFORMATION} --plot {{tmp}}/a.gif", 2, (".gif", ".png")),
+    Use(
+        "information-single-checkpoint-against",
+        f"{INFORMATION} --against {{tmp}}/none.h5",
+        2,
+        ("1 checkpoint:", "at least 4", "glob"),
+    ),
+    Use(
+        "information-outputs-of-others",
+        "information {ckpt} --task {tmp}/wrong.py -o {tmp}/out",
+        2,
+        ("one by one", "forward function"),
+        task={
+            "more": "forward=lambda model, batch: model(batch[0])[1:]",
+            "criterion": "lambda outputs, batch: outputs.square().mean()",
+        },
+    ),
+    Use(
+        "information-parameters",
+        f"{INFORMATION} --params nothing",
+        2,
+        ("'nothing'", "nearest names"),
+    ),
 ]
 
 

@@ -9,9 +9,10 @@ from curvlinops import GGNLinearOperator, HessianLinearOperator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.hessian import HessianOptions, measure_operator
+from landscape.information.split import exact_split
 from landscape.mixed import MixedOperator, rounded
 from landscape.operators import curvature
-from landscape.units import MemoryUnits
+from landscape.units import MemoryUnits, silent
 
 PEERS = {"hessian": HessianLinearOperator, "ggn": GGNLinearOperator}
 
@@ -27,8 +28,8 @@ class Forward(torch.nn.Module):
         return self.task.forward(self.model, (inputs,))
 
 
-def peer_values(risk, operator):
-    """All eigenvalues of the peer's matrix, descending."""
+def peer_matrix(risk, operator):
+    """The peer's matrix."""
     module = Forward(risk)
     data = [(x, y) for x, y in (risk.batch(i) for i in range(risk.n_batches))]
     peer = PEERS[operator](
@@ -40,7 +41,12 @@ def peer_values(risk, operator):
     )
     with sdpa_kernel(SDPBackend.MATH):
         matrix = peer @ torch.eye(risk.n, dtype=torch.float64)
-    return torch.linalg.eigvalsh((matrix + matrix.T) / 2).flip(0)
+    return (matrix + matrix.T) / 2
+
+
+def peer_values(risk, operator):
+    """All eigenvalues of the peer's matrix, descending."""
+    return torch.linalg.eigvalsh(peer_matrix(risk, operator)).flip(0)
 
 
 @pytest.mark.parametrize("name", list(networks.NETWORKS))
@@ -70,3 +76,13 @@ def test_eigenvalues_by_products_of_lower_precision_agree(operator):
     values = torch.from_numpy(spectrum.eigenvalues)
     # An eigenvalue is nearer than its residual.
     assert (values - expected[:10]).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_norms_of_ggn_and_residual_agree():
+    risk = networks.risk("modular-addition")
+    h, ggn = (peer_matrix(risk, operator) for operator in ("hessian", "ggn"))
+    operators = [curvature(name, risk) for name in ("hessian", "ggn")]
+    found = exact_split(*operators, {}, tol=1e-10, units=MemoryUnits(), progress=silent).norms[0]
+    expected = [float(torch.linalg.matrix_norm(part)) for part in (h, ggn, h - ggn)]
+    assert [found.hessian, found.ggn, found.residual] == pytest.approx(expected, rel=1e-8)
+    assert found.residual > 1e-3 * found.hessian
