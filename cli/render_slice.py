@@ -15,6 +15,7 @@ from landscape_cli.reporting import Report, printable
 
 __all__ = ["report_slice", "slice_tables", "slice_values"]
 
+_ORTHOGONAL = 1e-6  # Cosines below are rounding.
 _ROWS = 11  # Points of a line in a table.
 
 
@@ -93,6 +94,8 @@ def _directions(directions: tuple[Direction, ...]) -> Table:
             note += "" if one.converged else ", [yellow]not converged[/yellow]"
         elif one.kind == "pca":
             note = f"{one.share:.1%} of the variance"
+        if abs(one.cosine) > _ORTHOGONAL:
+            note += f"{', ' if note else ''}made orthogonal (the cosine was {one.cosine:.2g})"
         table.add_row(
             printable(one.name),
             number(one.low),

@@ -112,7 +112,8 @@ def _lines(axes: Axes, results: Sequence[SliceResult]) -> None:
     labels = {_label(r.directions[0], 0) for r in results}
     axes.set_xlabel(labels.pop() if len(labels) == 1 else "coordinate along the direction")
     axes.set_ylabel(f"excess loss ({_units(results[0])})")
-    axes.legend(fontsize=7)
+    title = None if len(results) == 1 else "dashed: quadratic prediction"
+    axes.legend(fontsize=7, title=title, title_fontsize=7)
 
 
 def _levels(excess: FloatArray) -> FloatArray:
@@ -136,7 +137,9 @@ def _contours(figure: Figure, axes: Axes, result: SliceResult) -> None:
     levels, shown = _levels(result.excess_loss), np.ma.masked_invalid(result.excess_loss)
     if shown.count():
         filled = axes.contourf(x, y, shown, levels=levels, cmap="viridis")
-        axes.contour(x, y, shown, levels=levels, colors="white", linewidths=0.5)
+        # Solid below 0, too: dashed is the prediction.
+        solid: dict[str, Any] = {"colors": "white", "linewidths": 0.5, "linestyles": "solid"}
+        axes.contour(x, y, shown, levels=levels, **solid)
         bar = figure.colorbar(filled, ax=axes, format="%.2g")
         bar.set_label(f"excess loss ({_units(result)})")
         quadratic = result.quadratic

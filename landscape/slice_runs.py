@@ -38,6 +38,8 @@ from landscape.units import MemoryUnits, Progress, Units, silent
 
 __all__ = ["SliceRun", "keep_slice", "loss_slice"]
 
+_NOTED = 0.1  # Cosine of two directions beyond which making them orthogonal is worth a warning.
+
 
 @dataclass(kw_only=True)
 class SliceRun(Measurement):
@@ -207,7 +209,7 @@ def _warnings(
     bad = int((~np.isfinite(losses)).sum())
     if bad:
         notes.append(f"the loss is not finite at {bad} of {len(losses)} points")
-    if len(rays) > 1 and abs(rays[1].cosine) > 1e-3:
+    if len(rays) > 1 and abs(rays[1].cosine) > _NOTED:
         notes.append(
             f"{directions[1].name} was made orthogonal to {directions[0].name} (their cosine was "
             f"{rays[1].cosine:.3g})"

@@ -65,7 +65,9 @@ def test_points_that_are_not_finite_are_marked(line, plane):
 def test_contours_are_of_the_excess_and_dashed_ones_of_the_prediction(plane):
     figure = slice_figure([plane])
     panel = figure.axes[0]
-    filled, _, dashed = panel.collections
+    filled, solid, dashed = panel.collections
+    assert {style[1] for style in solid.get_linestyle()} == {None}
+    assert all(style[1] for style in dashed.get_linestyle())
     assert filled.levels[0] == plane.excess_loss.min()
     assert filled.levels[-1] == plane.excess_loss.max()
     assert set(dashed.levels) <= set(filled.levels)
