@@ -82,7 +82,7 @@ def test_of_an_ablated_copy(compare, tiny):
 
 
 def test_a_few_points_no_path_and_terms(compare, tiny):
-    assert len(compare("--points", "3", "--no-align").values["path"]["t"]) == 3
+    assert len(compare("--points", "3", "--align", "none").values["path"]["t"]) == 3
     values = compare("--points", "0", "--over", "terms", "--examples", "5").values
     assert (values["path"], values["aligned"], values["n_terms"]) == (None, None, 5)
     assert len(files(tiny)) == 2
