@@ -148,6 +148,9 @@ class CompareRun(Measurement):
                 f"--eigenspaces {self.options.eigenspaces}: there are {risk.n} parameters; "
                 "expected at most as many"
             )
+        if self._volume is not None:
+            # A prior that cannot be is refused before anything is measured.
+            self._volume.prior(risk.space, risk.space.vector().double().cpu())
         loss = risk.require_deterministic()
         gradient = float(torch.linalg.vector_norm(risk.gradient().double()))
         with ranks.unanimous():
