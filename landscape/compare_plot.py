@@ -35,10 +35,13 @@ def compare_figure(results: Sequence[CompareResult]) -> Figure:
 
 
 def _names(result: CompareResult) -> tuple[str, str]:
-    a = Path(result.info.checkpoint).stem or "A"
-    other = result.info.config.get("other")
-    ablated = " ablated" if result.info.config.get("ablate") else ""
-    return plain(a), plain((Path(str(other)).stem if other else a) + ablated)
+    first, other = Path(result.info.checkpoint), result.info.config.get("other")
+    second = Path(str(other)) if other else first
+    a, b = first.stem or "A", second.stem or "A"
+    if a == b and first != second:
+        # Of one step of two runs, say.
+        a, b = (str(Path(path.parent.name, path.stem)) for path in (first, second))
+    return plain(a), plain(b + (" ablated" if result.info.config.get("ablate") else ""))
 
 
 def _divergences(axes: Axes, results: Sequence[CompareResult]) -> None:

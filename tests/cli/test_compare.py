@@ -8,6 +8,7 @@ import torch
 import xarray
 
 import landscape
+from landscape.compare_plot import compare_figure
 from landscape_cli.app import run
 
 
@@ -190,3 +191,13 @@ def test_matching_by_activations(compare):
     found = compare("--align", "activations").values
     assert [entry["units"] for entry in found["matching"]] == [4]
     assert compare("--align", "none").values["aligned"] is None
+
+
+def test_the_figure_tells_steps_of_two_runs_apart(compare, tiny, draw):
+    (tiny.folder / "other").mkdir()
+    tiny.write_checkpoint("other/step_7.safetensors", draw(5))
+    assert compare(second="other/step_7").code == 0
+    (file,) = files(tiny)
+    figure = compare_figure([landscape.load(file)])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels[0] == f"KL({tiny.folder.name}/step_7 || other/step_7)"
