@@ -105,7 +105,7 @@ def compare(
     from landscape.compare.ablation import parse_ablation
     from landscape.compare.options import CompareOptions
     from landscape.errors import UsageError
-    from landscape.folders import expand_checkpoints
+    from landscape.folders import one_checkpoint
     from landscape_cli.compare_job import CompareJob
     from landscape_cli.measuring import measure_checkpoints
     from landscape_cli.plot import check_ending, draw
@@ -131,11 +131,10 @@ def compare(
         parse_ablation(text)
     other = None
     if second is not None:
-        found = expand_checkpoints([second])
-        if len(found) != 1:
-            raise UsageError(f"B {second}: {len(found)} checkpoints; expected one")
         other = read_checkpoint(
-            found[0], weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
+            one_checkpoint(second, "B"),
+            weights_key=common.weights_key,
+            unsafe_pickle=common.unsafe_pickle,
         )
     files = measure_checkpoints([first], common, CompareJob(options, other, common))
     if plot is not None and files:

@@ -32,7 +32,7 @@ USES = [
         "b-several",
         "compare {ckpt} {tmp}/b*.safetensors --task {task} -o {tmp}/out",
         2,
-        ("2 checkpoints", "expected one"),
+        ("matches 2 checkpoints", "B takes one", "b1.safetensors"),
         files={"b1.safetensors": tensors(), "b2.safetensors": tensors()},
     ),
     Use(
