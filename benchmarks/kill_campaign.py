@@ -38,8 +38,10 @@ BEFORE_WORK = 0.1  # Share of the kills that hit importing and loading.
 
 # Rebuilt graphs and small batches slow the work down, so that kills hit the middle of it.
 SHARED = ("--task", "digits-mlp", "--set", "width=4", "--flush-seconds", "0.1")
-SLOW = ("--graph-memory", "0", "--batch-size", "100", "--examples", "300")
+FEW = ("--batch-size", "100", "--examples", "300")
+SLOW = ("--graph-memory", "0", *FEW)
 SPECTRUM = ("--operator", "hessian", "--operator", "ggn", "--bottom", "1", "--dtype", "float64")
+OTHER = "{first}"  # The network before any training.
 PRIOR = ("--sigma", "1.0", "--cutoff", "0.01,0.1")
 CASES: Mapping[str, tuple[str, ...]] = {
     "hessian lanczos": ("hessian", *SPECTRUM, *SLOW, "--method", "lanczos", "--probes", "4"),
@@ -57,6 +59,14 @@ CASES: Mapping[str, tuple[str, ...]] = {
         *("--examples", "60", "--error", "2"),
     ),
     "flat": ("flat", *PRIOR, "--examples", "60"),
+    "compare": (
+        *("compare", OTHER, *FEW, "--volume", "behaviour", *PRIOR, "--eigenspaces", "3"),
+        *("--points", "101", "--align", "activations"),
+    ),
+    "compare ablated": (
+        *("compare", *FEW, "--ablate", "1:0=mean", "--ablate", "weights:0.weight:1=resample"),
+        *("--volume", "task", *PRIOR),
+    ),
 }
 BATCH = """
 checkpoints = ["runs/*"]
@@ -144,7 +154,9 @@ class Case:
         arguments = [sys.executable, "-m", "landscape_cli"]
         if self.name != "batch run":
             (checkpoint,) = (self.folder / "runs").glob("step_000040*")
+            (first,) = (self.folder / "runs").glob("step_000000*")
             command, *options = CASES[self.name]
+            options = [str(first) if option == OTHER else option for option in options]
             where = ["-o", str(self.folder / out), "--quiet"]
             return [*arguments, command, str(checkpoint), *options, *SHARED, *where]
         sweep = self.folder / f"{out}.toml"

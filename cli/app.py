@@ -53,7 +53,7 @@ for _module in (
     _module.register(app)
 
 
-_SEVERAL = ("hessian", "volume")  # Commands that work over several processes.
+_SEVERAL = ("hessian", "volume", "compare")  # Commands that work over several processes.
 
 
 def _version(value: bool) -> None:
@@ -147,7 +147,7 @@ def _begin(arguments: Sequence[str]) -> None:
     if command not in _SEVERAL and not {"--help", "-h"} & set(arguments):
         raise UsageError(
             f"landscape {command} works in one process, but torchrun or srun started "
-            f"{launch.size}; only {' and '.join(_SEVERAL)} share their work out"
+            f"{launch.size}; only {', '.join(_SEVERAL[:-1])} and {_SEVERAL[-1]} share theirs out"
         )
 
 

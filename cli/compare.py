@@ -1,14 +1,20 @@
 """``landscape compare``: do two networks behave alike, and is there a barrier between them?"""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from landscape_cli.options import Common, PlotOption, examples, shared_options
+from landscape_cli.prior_options import CutoffOption, MeanOption, SigmaOption
+
+if TYPE_CHECKING:
+    from landscape.volume.options import VolumeOptions
 
 __all__ = ["register"]
 
 _WHAT = "Measurement"
+_CUTOFF = "0.01"
+_ERROR = 1.0
 
 
 @shared_options(without=("loss", "params", "compiled", "graph_memory", "products", "budget"))
@@ -51,13 +57,14 @@ def compare(
         ),
     ] = 11,
     align: Annotated[
-        bool,
+        str,
         typer.Option(
-            "--align/--no-align",
+            metavar="weights|activations|none",
             rich_help_panel=_WHAT,
-            help="A second path, after hidden units of B were matched to those of A.",
+            help="A second path, after hidden units of B were matched to those of A: by the "
+            "weights around them, or by the correlation of their activations on the data.",
         ),
-    ] = True,
+    ] = "weights",
     eigenspaces: Annotated[
         int,
         typer.Option(
@@ -66,6 +73,26 @@ def compare(
             help="Overlap of the spaces of the K largest eigenvalues of both Hessians; 0 for none.",
         ),
     ] = 0,
+    volume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="behaviour|task|relabelled",
+            rich_help_panel=_WHAT,
+            help="Also the difference of log V under one Gaussian prior, by the quadratic model of "
+            "this loss.",
+        ),
+    ] = None,
+    mean: MeanOption = None,
+    sigma: SigmaOption = None,
+    cutoff: CutoffOption = _CUTOFF,
+    error: Annotated[
+        float,
+        typer.Option(
+            metavar="NATS",
+            rich_help_panel=_WHAT,
+            help="Probes are added until the standard error of each log V is at most so large.",
+        ),
+    ] = _ERROR,
     plot: PlotOption = None,
 ) -> None:
     """Compare two networks, or a network and its ablated copy: behaviour, loss and barrier.
@@ -78,7 +105,7 @@ def compare(
     from landscape.compare.ablation import parse_ablation
     from landscape.compare.options import CompareOptions
     from landscape.errors import UsageError
-    from landscape.folders import expand_checkpoints
+    from landscape.folders import one_checkpoint
     from landscape_cli.compare_job import CompareJob
     from landscape_cli.measuring import measure_checkpoints
     from landscape_cli.plot import check_ending, draw
@@ -90,22 +117,42 @@ def compare(
         bootstrap=bootstrap,
         over=over,  # type: ignore[arg-type]  # checked by CompareOptions
         points=points,
-        align=align,
+        align=align,  # type: ignore[arg-type]  # checked by CompareOptions, as the next
         eigenspaces=eigenspaces,
+        volume=None if volume is None else _volume_options(mean, sigma, cutoff, error),
+        volume_loss=volume or "behaviour",  # type: ignore[arg-type]
     )
+    if volume is None and (mean, sigma, cutoff, error) != (None, None, _CUTOFF, _ERROR):
+        raise UsageError(
+            "--mean, --sigma, --cutoff and --error belong to the difference of log V; expected "
+            "--volume behaviour with them"
+        )
     for text in options.ablate:
         parse_ablation(text)
     other = None
     if second is not None:
-        found = expand_checkpoints([second])
-        if len(found) != 1:
-            raise UsageError(f"B {second}: {len(found)} checkpoints; expected one")
         other = read_checkpoint(
-            found[0], weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
+            one_checkpoint(second, "B"),
+            weights_key=common.weights_key,
+            unsafe_pickle=common.unsafe_pickle,
         )
-    files = measure_checkpoints([first], common, CompareJob(options, other))
+    files = measure_checkpoints([first], common, CompareJob(options, other, common))
     if plot is not None and files:
         draw(files, plot)
+
+
+def _volume_options(
+    mean: str | None, sigma: str | None, cutoff: str, error: float
+) -> "VolumeOptions":
+    from landscape.volume.options import VolumeOptions, parse_cutoffs
+
+    return VolumeOptions(
+        methods=("quadratic",),
+        mean=mean,
+        sigma=sigma,
+        cutoffs=parse_cutoffs(cutoff),
+        error=error,
+    )
 
 
 def register(app: typer.Typer) -> None:
@@ -118,5 +165,7 @@ def register(app: typer.Typer) -> None:
             "landscape compare a.pt b.pt --task my_task.py --plot compare.png",
             "landscape compare a.pt --task my_task.py --ablate blocks.0.mlp:3-5=resample",
             "landscape compare a.pt --task my_task.py --ablate weights:head.weight:0=zero",
+            "landscape compare a.pt b.pt --task my_task.py --align activations --volume behaviour "
+            "--sigma 0.1 --cutoff 1e-3,1e-2",
         ),
     )(compare)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from landscape.compare.records import CompareResult, Eigenspaces, WeightPath
+from landscape.compare.records import CompareResult, Eigenspaces, Volumes, WeightPath
 from landscape.results import Estimate
 from landscape_cli.render import number, report_run, run_summary
 from landscape_cli.reporting import Report, printable
@@ -51,6 +51,7 @@ def compare_values(result: CompareResult) -> dict[str, Any]:
         "path": _path_values(result.path),
         "aligned": _path_values(result.aligned),
         "eigenspaces": _space_values(result.eigenspaces),
+        "volume": _volume_values(result.volume),
         "matching": [dataclasses.asdict(entry) for entry in result.matching],
     }
 
@@ -64,6 +65,22 @@ def _space_values(found: Eigenspaces | None) -> dict[str, Any] | None:
         return None
     values = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
+
+
+def _volume_values(found: Volumes | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    names = ("log_volume", "stderr", "lower", "upper", "width", "location", "effective_dimension")
+    return {
+        "loss": found.loss,
+        "gradient_norm_b": found.gradient_norm,
+        "cutoff": found.a.cutoff.tolist(),
+        **{n: getattr(found, n).tolist() for n in ("difference", "stderr", "lower", "upper")},
+        **{
+            which: {"path": one.path, **{n: getattr(one, n).tolist() for n in names}}
+            for which, one in (("a", found.a), ("b", found.b))
+        },
+    }
 
 
 def _path_values(path: WeightPath | None) -> dict[str, Any] | None:
@@ -123,8 +140,32 @@ def compare_tables(result: CompareResult, file: Path) -> list[Any]:
         )
         interval = f"{number(estimate.lower)} to {number(estimate.upper)}"
         table.add_row(label, number(estimate.value), interval, *spread)
+    units = "all in nats" if unit == "nats" else f"excess loss in {unit}, others in nats"
+    table.caption = f"Means over {found.n_terms} terms, {units}; percentiles over examples."
+    tables = [summary, table]
+    if result.volume is not None:
+        tables.append(_volume_table(result.volume, info.gradient_norm))
+    return tables
+
+
+def _volume_table(found: Volumes, slope: float) -> Table:
+    table = Table(title=f"log V by the quadratic model, {found.loss} loss", title_justify="left")
+    heads = ("cutoff", "A", "B", "B less A", "stderr", "95% interval", "by width", "by location")
+    for column in heads:
+        table.add_column(column, justify="right")
+    for c, cutoff in enumerate(found.a.cutoff):
+        table.add_row(
+            number(float(cutoff)),
+            number(float(found.a.log_volume[c])),
+            number(float(found.b.log_volume[c])),
+            number(float(found.difference[c])),
+            number(float(found.stderr[c])),
+            f"{number(float(found.lower[c]))} to {number(float(found.upper[c]))}",
+            number(float(found.b.width[c] - found.a.width[c])),
+            number(float(found.b.location[c] - found.a.location[c])),
+        )
     table.caption = (
-        f"Means over {found.n_terms} terms, excess loss in {unit}, others in nats; percentiles "
-        "over examples."
+        f"In nats, under one prior. Gradient of the task loss: {number(slope)} at A, "
+        f"{number(found.gradient_norm)} at B."
     )
-    return [summary, table]
+    return table

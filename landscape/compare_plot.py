@@ -19,23 +19,29 @@ __all__ = ["compare_figure"]
 
 
 def compare_figure(results: Sequence[CompareResult]) -> Figure:
-    """Share of examples above a divergence (left) and the loss between the weights (right)."""
+    """Share of examples above a divergence, the loss between the weights, and log V."""
     from matplotlib.figure import Figure
 
     paths = any(result.path is not None for result in results)
-    figure = Figure(figsize=(7.2 if paths else 4.2, 3.0), layout="constrained")
-    axes: Any = figure.subplots(1, 2 if paths else 1, squeeze=False)[0]
-    _divergences(axes[0], results)
-    if paths:
-        _paths(axes[1], results)
+    drawn = [_divergences]
+    drawn += [_paths] if paths else []
+    drawn += [_volumes] if any(result.volume is not None for result in results) else []
+    width = 4.2 if len(drawn) == 1 else 3.6 * len(drawn)
+    figure = Figure(figsize=(width, 3.0), layout="constrained")
+    axes: Any = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for draw, place in zip(drawn, axes, strict=True):
+        draw(place, results)
     return figure
 
 
 def _names(result: CompareResult) -> tuple[str, str]:
-    a = Path(result.info.checkpoint).stem or "A"
-    other = result.info.config.get("other")
-    ablated = " ablated" if result.info.config.get("ablate") else ""
-    return plain(a), plain((Path(str(other)).stem if other else a) + ablated)
+    first, other = Path(result.info.checkpoint), result.info.config.get("other")
+    second = Path(str(other)) if other else first
+    a, b = first.stem or "A", second.stem or "A"
+    if a == b and first != second:
+        # Of one step of two runs, say.
+        a, b = (str(Path(path.parent.name, path.stem)) for path in (first, second))
+    return plain(a), plain(b + (" ablated" if result.info.config.get("ablate") else ""))
 
 
 def _divergences(axes: Axes, results: Sequence[CompareResult]) -> None:
@@ -74,4 +80,31 @@ def _paths(axes: Axes, results: Sequence[CompareResult]) -> None:
     units = results[0].info.config.get("units", "loss units")
     axes.set_xlabel("position t between the weights")
     axes.set_ylabel(f"task loss ({plain(str(units))})")
+    axes.legend(fontsize=7)
+
+
+def _volumes(axes: Axes, results: Sequence[CompareResult]) -> None:
+    for result, colour in zip(results, step_colours(len(results)), strict=True):
+        found = result.volume
+        if found is None:
+            continue
+        value = found.difference
+        known = np.isfinite(value)
+        ends = np.abs(np.stack([value - found.lower, found.upper - value]))
+        a, b = _names(result)
+        colour = BLUE if len(results) == 1 else colour
+        axes.errorbar(
+            found.a.cutoff[known],
+            value[known],
+            yerr=np.where(np.isfinite(ends), ends, 0.0)[:, known],
+            fmt="o-",
+            ms=3,
+            capsize=2,
+            color=colour,
+            label=f"{b} less {a}",
+        )
+    axes.axhline(0, color="0.7", lw=0.8, zorder=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("cutoff (excess loss)")
+    axes.set_ylabel("difference of log V (nats)")
     axes.legend(fontsize=7)

@@ -13,6 +13,7 @@ from landscape.compare.records import (
     CompareResult,
     Eigenspaces,
     Matching,
+    Volumes,
     WeightPath,
 )
 from landscape.record_store import (
@@ -25,7 +26,8 @@ from landscape.record_store import (
     write_rows,
 )
 from landscape.results import Result, RunInfo
-from landscape.store import group_at, read_fields, scalars, write_attributes
+from landscape.store import group_at, read_fields, scalars, write_array, write_attributes
+from landscape.volume_store import read_estimate, write_estimate
 
 __all__ = ["read_compare", "write_compare"]
 
@@ -54,6 +56,8 @@ def write_compare(file: h5py.File, result: Result) -> None:
         node = group_at(file, "eigenspaces")
         write_attributes(node, record_numbers(result.eigenspaces))
         write_arrays(node, result.eigenspaces, _SPACES)
+    if result.volume is not None:
+        _write_volumes(group_at(file, "volume"), result.volume)
     write_rows(group_at(file, "matching"), result.matching, Matching, "layer_index")
 
 
@@ -77,8 +81,26 @@ def read_compare(
         behaviour=behaviour,
         matching=read_rows(file["matching"], Matching, "layer_index"),
         eigenspaces=_spaces(file["eigenspaces"]) if "eigenspaces" in file else None,
+        volume=_volumes(file["volume"]) if "volume" in file else None,
         **paths,
     )
+
+
+def _write_volumes(group: h5py.Group, volumes: Volumes) -> None:
+    write_attributes(group, {"loss": volumes.loss, **record_numbers(volumes)})
+    write_estimate(group_at(group, "a"), volumes.a)
+    write_estimate(group_at(group, "b"), volumes.b)
+    node = group_at(group, "difference")
+    write_array(node, "cutoff", volumes.a.cutoff, ("cutoff",))
+    for name in ("difference", "stderr", "lower", "upper"):  # For other readers of the file.
+        write_array(node, name, getattr(volumes, name), ("cutoff",))
+
+
+def _volumes(node: h5py.Group) -> Volumes:
+    a, b = (read_estimate(node[name], "quadratic") for name in "ab")
+    if not np.array_equal(a.cutoff, b.cutoff):
+        raise ValueError("volume: the cutoffs of both networks differ")
+    return Volumes(loss=str(node.attrs["loss"]), a=a, b=b, **read_numbers(node, Volumes))
 
 
 def _spaces(node: h5py.Group) -> Eigenspaces:

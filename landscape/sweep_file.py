@@ -109,6 +109,13 @@ def _runs(
     where = f"runs {number}"
     options = dict(entry)
     command = options.pop("command", None)
+    if command == "compare":
+        raise _wrong(
+            file,
+            f"{where}: command",
+            "'compare', whose second network a sweep cannot name",
+            f"one of {', '.join(COMMANDS)} (landscape compare takes a glob of checkpoints itself)",
+        )
     if command not in COMMANDS:
         raise _wrong(file, f"{where}: command", repr(command), f"one of {', '.join(COMMANDS)}")
     specs = known[command]

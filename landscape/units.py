@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-__all__ = ["MemoryUnits", "Progress", "Units", "silent"]
+__all__ = ["MemoryUnits", "NamedUnits", "Progress", "Units", "silent"]
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a phase, the work done in it and all of it where that is known."""
@@ -61,3 +61,40 @@ class MemoryUnits:
     def due(self) -> bool:
         """Whether unfinished state should be stored now; called often, answers seldom."""
         return False
+
+
+class NamedUnits:
+    """Units of work in another's keeping, under names that begin with one's own.
+
+    Args:
+        units: who keeps them, and the seconds.
+        name: put before every name.
+    """
+
+    def __init__(self, units: Units, name: str) -> None:
+        self._units, self._name = units, name
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole analysis so far."""
+        return self._units.seconds
+
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self._units.seconds = value
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The unit of that name, if stored."""
+        return self._units.get(f"{self._name} {name}")
+
+    def put(self, name: str, unit: Mapping[str, Any]) -> None:
+        """Store a unit."""
+        self._units.put(f"{self._name} {name}", unit)
+
+    def drop(self, name: str) -> None:
+        """Forget a unit."""
+        self._units.drop(f"{self._name} {name}")
+
+    def due(self) -> bool:
+        """Whether unfinished state should be stored now."""
+        return self._units.due()

@@ -28,7 +28,14 @@ from landscape.volume.records import (
     VolumeResult,
 )
 
-__all__ = ["read_prior", "read_volume", "write_prior", "write_volume"]
+__all__ = [
+    "read_estimate",
+    "read_prior",
+    "read_volume",
+    "write_estimate",
+    "write_prior",
+    "write_volume",
+]
 
 _TABLE = ("sizes", "mean", "scale", "anchor", "location")
 
@@ -38,9 +45,7 @@ def write_volume(file: h5py.File, result: Result) -> None:
     if not isinstance(result, VolumeResult):
         raise TypeError(f"a {type(result).__name__} has no place in a volume's result file")
     for method, estimate in result.estimates.items():
-        group = group_at(file, f"volume/{method}")
-        write_attributes(group, scalars(estimate))
-        _write_arrays(group, estimate, {1: ("cutoff",)})
+        write_estimate(group_at(file, f"volume/{method}"), estimate)
     if result.rays is not None:
         # Beside the estimate, whose cutoffs they share.
         group = group_at(file, "volume/radial")
@@ -58,6 +63,12 @@ def write_volume(file: h5py.File, result: Result) -> None:
     if result.annealing is not None:
         write_annealing(file, result.annealing, result.estimates["anneal"].cutoff)
     write_prior(group_at(file, "prior"), result.prior)
+
+
+def write_estimate(group: h5py.Group, estimate: VolumeEstimate) -> None:
+    """Write log V by one method."""
+    write_attributes(group, scalars(estimate))
+    _write_arrays(group, estimate, {1: ("cutoff",)})
 
 
 def write_prior(group: h5py.Group, prior: PriorTable) -> None:
@@ -81,13 +92,9 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
     Raises:
         KeyError, ValueError, TypeError: it is damaged, as the caller reports.
     """
-    estimates = {
-        name: read_fields(VolumeEstimate, node, name) for name, node in file["volume"].items()
-    }
+    estimates = {name: read_estimate(node, name) for name, node in file["volume"].items()}
     if not estimates:
         raise ValueError("volume: there is no method")
-    for name, estimate in estimates.items():
-        _same_length(estimate, len(estimate.cutoff), f"volume/{name}")
     rays = None
     if "radial" in file["volume"] and "ray" in file["volume/radial"]:
         node = file["volume/radial"]
@@ -114,6 +121,13 @@ def read_volume(file: h5py.File, info: RunInfo, indices: NDArray[np.int64] | Non
         annealing=annealing,
         prior=read_prior(file["prior"]),
     )
+
+
+def read_estimate(node: h5py.Group, method: str) -> VolumeEstimate:
+    """Log V by one method, from its group; raises as :func:`read_volume`."""
+    found: VolumeEstimate = read_fields(VolumeEstimate, node, method)
+    _same_length(found, len(found.cutoff), f"volume/{method}")
+    return found
 
 
 def _directions(node: h5py.Group) -> Directions:

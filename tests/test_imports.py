@@ -64,7 +64,7 @@ LAYERS = [
     {"compare", "information"},
     {"slices"},
     {"hessian", "volume_series", "flat_series", "series"},
-    {"information_series"},
+    {"compare_spaces", "information_series"},
     {"store", "record_store", "volume_store", "anneal_store", "flat_store", "compare_store"}
     | {"slice_store", "information_store"},
     {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
@@ -75,7 +75,9 @@ LAYERS = [
     {"measurement"},
     {"prior_measurement"},
     {"volume_anneal"},
-    {"runs", "volume_runs", "flat_runs", "compare_runs", "slice_runs"} | {"information_runs"},
+    {"runs", "volume_runs", "flat_runs", "slice_runs", "information_runs"},
+    {"compare_volumes"},
+    {"compare_runs"},
 ]
 # These read and write files or draw; all others are numerics.
 OUTER = {
@@ -84,6 +86,7 @@ OUTER = {
     "compare_plot",
     "compare_runs",
     "compare_store",
+    "compare_volumes",
     "flat_plot",
     "flat_runs",
     "flat_series_store",

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscape.distributed import ALONE, Alone
 from landscape.errors import UsageError
 from landscape.rng import stream
 from landscape.text import shown
@@ -85,7 +86,13 @@ def parse_ablation(text: str) -> Ablation:
 
 @contextlib.contextmanager
 def ablated(
-    model: nn.Module, ablations: Sequence[Ablation], forward: Forward, n_batches: int, *, seed: int
+    model: nn.Module,
+    ablations: Sequence[Ablation],
+    forward: Forward,
+    n_batches: int,
+    *,
+    seed: int,
+    ranks: Alone = ALONE,
 ) -> Iterator[Forward]:
     """A network with ablations; the model is as before afterwards, whatever happens meanwhile.
 
@@ -95,6 +102,7 @@ def ablated(
         forward: runs the model on a micro-batch.
         n_batches: number of micro-batches, which together are the data.
         seed: of the permutations, one stream for each ablation.
+        ranks: processes that share out the examples; the micro-batches are those of this one.
 
     Yields:
         what runs the ablated model on a micro-batch.
@@ -113,10 +121,11 @@ def ablated(
                 for hook in hooks:
                     handle = hook.module.register_forward_hook(hook.watch)
                     watching.callback(handle.remove)
-                for index in range(n_batches):
-                    _run(forward, index, hooks)
+                with ranks.unanimous():
+                    for index in range(n_batches):
+                        _run(forward, index, hooks)
             for hook in hooks:
-                hook.prepare()
+                hook.prepare(ranks)
         for number, ablation in enumerate(ablations):
             if ablation.weights:
                 undo.enter_context(_changed(model, ablation, number, seed))
@@ -161,23 +170,36 @@ class _Hook:
         if self.ablation.way != "zero":
             self._seen.append(self._tensor(output).detach().clone())
 
-    def prepare(self) -> None:
-        """The mean over examples, or the activations in another order of the examples."""
-        if not self._seen:
+    def prepare(self, ranks: Alone) -> None:
+        """The mean over all examples, or this process's activations taken from other examples."""
+        if self.ablation.way == "zero":
             return
-        if len({tensor.shape[1:] for tensor in self._seen}) > 1:
-            raise UsageError(
-                f"--ablate {self.ablation.text}: the activation has other shapes in other "
-                "micro-batches, so that examples cannot stand in for each other; use zero"
-            )
         lengths = [len(tensor) for tensor in self._seen]
-        whole = torch.cat(self._seen)
+        with ranks.unanimous():
+            whole = self._joined()
+        counts = [int(count) for count in ranks.each(len(whole))]
+        first = sum(counts[: ranks.rank])
+        whole = ranks.joined(whole, counts)
         self._seen = []
         if self.ablation.way == "mean":
             self._mean = whole.mean(0, keepdim=True)
         else:
             order = torch.randperm(len(whole), generator=self._generator)
-            self._drawn = torch.split(whole[order.to(whole.device)], lengths)
+            own = order[first : first + counts[ranks.rank]]
+            self._drawn = torch.split(whole[own.to(whole.device)], lengths)
+
+    def _joined(self) -> Tensor:
+        if len({tensor.shape[1:] for tensor in self._seen}) > 1:
+            raise UsageError(
+                f"--ablate {self.ablation.text}: the activation has other shapes in other "
+                "micro-batches, so that examples cannot stand in for each other; use zero"
+            )
+        if not self._seen:
+            raise UsageError(
+                f"--ablate {self.ablation.text}: a process has no examples whose activations could "
+                "be taken; expected no more processes than examples. Use fewer"
+            )
+        return torch.cat(self._seen)
 
     def change(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         self.calls += 1

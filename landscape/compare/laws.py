@@ -133,8 +133,9 @@ def _finite_terms(log_p: Tensor, log_q: Tensor, agreement: Tensor) -> Terms:
         return torch.where(law > 0, law * values, 0.0).sum(-1)
 
     return Terms(
-        kl_ab=mean(p, log_p - log_q),
-        kl_ba=mean(q, log_q - log_p),
+        # Rounding must not make them negative.
+        kl_ab=mean(p, log_p - log_q).clamp(min=0.0),
+        kl_ba=mean(q, log_q - log_p).clamp(min=0.0),
         # log(m / p) = log((1 + q/p) / 2).
         js=-(mean(p, _log_mean_one_exp(log_q - log_p)) + mean(q, _log_mean_one_exp(log_p - log_q)))
         / 2

@@ -3,17 +3,24 @@
 Weight matching (Ainsworth, Hayase, Srinivasa, ICLR 2023, algorithm 1): layer after layer, the order
 of units that maximises the inner product of all weights around them, a linear assignment problem,
 until nothing moves. Every step increases ``<w_A, w_B>``, that is, shortens ``|w_A - w_B|``.
+
+Activation matching (section 3.1 there; Li et al., "Convergent Learning", 2015): of every layer the
+order that maximises the sum of the correlations of units over the data, one assignment problem each
+since it does not depend on the other layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
+from landscape.compare.activations import correlations
 from landscape.compare.records import Matching
 from landscape.flat.actions import monomial, moved_parameters
 from landscape.flat.graph import Graph, Slot
@@ -44,21 +51,26 @@ class Matched:
     notes: tuple[str, ...]
 
 
-def match_units(risk: Risk, anchor: Mapping[str, Tensor]) -> Matched:
+def match_units(
+    risk: Risk, anchor: Mapping[str, Tensor], *, by: Literal["weights", "activations"] = "weights"
+) -> Matched:
     """Permute the hidden units of a risk's model (network B) towards the weights of network A.
 
     Units that the module graph shows to be exchangeable: those of hidden layers and channels, all
     sites of one class together, but not heads of attention or groups of channels.
 
     Args:
-        risk: network B and the data, of which 256 examples are used.
-        anchor: parameters of network A by name.
+        risk: network B and the data, all of it in one process. The outputs of 256 examples are
+            compared.
+        anchor: parameters and buffers of network A by name.
+        by: what of the units is compared.
 
     Returns:
         the permuted parameters of B, for which the outputs are verified to be the same; nothing
         moves where they are not.
 
-    Cost: some forward passes; an assignment problem of O(h^3) for each layer of h units and sweep.
+    Cost: some forward passes, with ``activations`` over all data; an assignment problem of O(h^3)
+    for each layer of h units and sweep.
     """
     subject = Subject.of(risk, examples=_EXAMPLES)
     graph = subject.graph
@@ -66,10 +78,13 @@ def match_units(risk: Risk, anchor: Mapping[str, Tensor]) -> Matched:
     theirs: dict[str, Tensor] = dict(subject.parameters)
     classes = [sites for sites in graph.coupled() if _exchangeable(graph, sites)]
     orders = {sites: torch.arange(graph.sizes[sites[0]]) for sites in classes}
-    for _ in range(_SWEEPS):
+    alike: Mapping[tuple[int, ...], Tensor] = {}
+    if by == "activations" and classes:
+        alike = correlations(_with(subject.model, ours), subject.model, _passes(risk), classes)
+    for _ in range(1 if by == "activations" else _SWEEPS):
         settled = True
         for sites in classes:
-            gains = _gains(graph, sites, ours, theirs)
+            gains = alike[sites] if sites in alike else _gains(graph, sites, ours, theirs)
             best = torch.from_numpy(linear_sum_assignment(gains.numpy(), maximize=True)[1])
             stay = torch.arange(len(best))
             gained = float(gains[stay, best].sum() - gains.trace())
@@ -100,6 +115,20 @@ def match_units(risk: Risk, anchor: Mapping[str, Tensor]) -> Matched:
         change=change,
         notes=tuple(notes),
     )
+
+
+def _passes(risk: Risk) -> list[Callable[[nn.Module], Tensor]]:
+    return [run for run, _ in Subject.of(risk).passes]
+
+
+def _with(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a model with other parameters and buffers."""
+    found = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in (*found.named_parameters(), *found.named_buffers()):
+            if name in state:
+                tensor.copy_(state[name])
+    return found
 
 
 def _exchangeable(graph: Graph, sites: Sequence[int]) -> bool:

@@ -70,10 +70,11 @@ def weight_path(
 
 def loss_here(risk: Risk) -> float:
     """The loss, which may be infinite or NaN far from both ends."""
-    with torch.no_grad():
-        shares = [float(risk.batch_loss(index)) for index in range(risk.n_batches)]
+    share = 0.0
+    with torch.no_grad(), risk.ranks.unanimous():
+        share = sum(float(risk.batch_loss(index)) for index in range(risk.n_batches))
     risk.n_forward += 1
-    return sum(shares)
+    return sum(risk.ranks.each(share))
 
 
 @contextlib.contextmanager

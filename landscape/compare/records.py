@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from landscape.results import Estimate, FloatArray, Result
+import numpy as np
 
-__all__ = ["Behaviour", "CompareResult", "Eigenspaces", "Matching", "WeightPath"]
+from landscape.results import Estimate, FloatArray, Result
+from landscape.volume.records import VolumeEstimate
+
+__all__ = ["Behaviour", "CompareResult", "Eigenspaces", "Matching", "Volumes", "WeightPath"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,49 @@ class Eigenspaces:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Volumes:
+    """Log-volumes of both networks by the quadratic model, under one prior; arrays are (c,).
+
+    Attributes:
+        loss: whose rise is measured: of ``behaviour`` and ``relabelled`` each network's own.
+        gradient_norm: of the task loss at B; that at A is in the record of the run.
+        a: log V of A.
+        b: log V of B at the same cutoffs, ablated where it is.
+    """
+
+    loss: str
+    gradient_norm: float
+    a: VolumeEstimate
+    b: VolumeEstimate
+
+    @property
+    def difference(self) -> FloatArray:
+        """``log V_B - log V_A`` in nats; exactly 0 where both are the same."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.b.log_volume - self.a.log_volume)
+
+    @property
+    def stderr(self) -> FloatArray:
+        """Standard error of the difference, the errors of both taken as independent.
+
+        Both have the same probe vectors: for similar networks it is too large.
+        """
+        return np.hypot(self.a.stderr, self.b.stderr)
+
+    @property
+    def lower(self) -> FloatArray:
+        """Lower end of B's interval less the upper end of A's."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.b.lower - self.a.upper)
+
+    @property
+    def upper(self) -> FloatArray:
+        """Upper end of B's interval less the lower end of A's."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.b.upper - self.a.lower)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareResult(Result):
     """Result of ``landscape compare``; the run's record is that of A.
 
@@ -117,6 +163,7 @@ class CompareResult(Result):
         aligned: the same after the units of B were matched to those of A.
         matching: what that moved.
         eigenspaces: of the Hessians, where they were asked for.
+        volume: log-volumes of both, where they were asked for.
     """
 
     behaviour: Behaviour
@@ -124,3 +171,4 @@ class CompareResult(Result):
     aligned: WeightPath | None = None
     matching: tuple[Matching, ...] = ()
     eigenspaces: Eigenspaces | None = None
+    volume: Volumes | None = None

@@ -199,12 +199,30 @@ class Record:
 
     # The result ------------------------------------------------------------------------------
 
+    def _numbers(self) -> tuple[list[int], dict[int, int]]:
+        """Sites that stand for others, and of every site the place of its own among them."""
+        root = self._equal.root
+        used = sorted({root(site) for site in range(len(self._sizes))})
+        place = {site: index for index, site in enumerate(used)}
+        return used, {site: place[root(site)] for site in range(len(self._sizes))}
+
+    def activations(self) -> list[tuple[int, Tensor]]:
+        """Every tensor of the pass that a site indexes: the site, and values (units, rest)."""
+        _, number = self._numbers()
+        tensors = {id(t): t for t in self._alive if isinstance(t, Tensor)}
+        found = []
+        for key, tensor in tensors.items():
+            for dim, axis in enumerate(self._labels.get(key, ())):
+                if axis is not None:
+                    slot = Slot(parameter="", axis=dim, outer=axis.outer, inner=axis.inner)
+                    values = slot.matrix(tensor.detach(), self._sizes[axis.site])
+                    found.append((number[axis.site], values))
+        return found
+
     def graph(self, outputs: Tensor) -> Graph:
         """Everything with one number for each site, after the model has returned."""
         returned = [axis.site for axis in self.label(outputs) or () if axis is not None]
-        root = self._equal.root
-        used = sorted({root(site) for site in range(len(self._sizes))})
-        number = {site: used.index(root(site)) for site in range(len(self._sizes))}
+        used, number = self._numbers()
         pinned: dict[int, str] = {}
         for site, why in self._pinned:
             pinned.setdefault(number[site], why)

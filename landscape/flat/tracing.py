@@ -23,7 +23,7 @@ from landscape.flat.recorder import Record, Unsupported
 from landscape.flat.rules import ALIASES, RULES
 from landscape.risk import differentiable_twice
 
-__all__ = ["read_graph"]
+__all__ = ["read_activations", "read_graph"]
 
 assert layers  # Rules are entered when their modules are imported.
 assert shape_rules
@@ -43,14 +43,38 @@ def read_graph(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> Grap
     """
     record = Record(model)
     try:
-        with torch.no_grad(), differentiable_twice(model), _leaves(model, record) as watch, watch:
-            outputs = forward(model)
+        outputs = _watched(model, forward, record)
         if not isinstance(outputs, Tensor):
             return Graph(notes=(f"the model returns a {type(outputs).__name__}, not a tensor",))
         return record.graph(outputs)
     except Exception as error:  # Whatever a model may raise: symmetries are no reason to stop.
         text = (str(error).splitlines() or [""])[0]
         return Graph(notes=(f"the forward pass was not read: {type(error).__name__}: {text}",))
+
+
+def read_activations(
+    model: nn.Module, forward: Callable[[nn.Module], Tensor]
+) -> list[tuple[int, Tensor]]:
+    """Sites of a model's forward pass, as :func:`read_graph` numbers them, and their activations.
+
+    Args:
+        model: in eval mode; its graph can be read.
+        forward: runs it on some examples and returns its outputs.
+
+    Returns:
+        for every tensor that a site indexes, in the order of the pass, the site and the values
+        (units, everything else).
+
+    Cost: one forward pass, all of whose activations are held.
+    """
+    record = Record(model)
+    _watched(model, forward, record)
+    return record.activations()
+
+
+def _watched(model: nn.Module, forward: Callable[[nn.Module], Tensor], record: Record) -> Tensor:
+    with torch.no_grad(), differentiable_twice(model), _leaves(model, record) as watch, watch:
+        return forward(model)
 
 
 class _Watch(TorchFunctionMode):

@@ -371,3 +371,12 @@ def test_a_wrong_sweep_file_is_one_message(cli, sweep):
         assert done.code == 2
         assert len(done.errors) == 1
         assert "runs 1: tpo" in done.err
+
+
+def test_a_sweep_holds_no_comparisons(cli, sweep):
+    sweep.write_text(sweep.read_text().replace("'hessian'", "'compare'"))
+    done = cli("batch", "run", sweep)
+    assert done.code == 2
+    (message,) = done.errors
+    assert "runs 1: command: 'compare', whose second network" in message
+    assert "takes a glob of checkpoints itself" in message

@@ -8,6 +8,7 @@ import torch
 import xarray
 
 import landscape
+from landscape.compare_plot import compare_figure
 from landscape_cli.app import run
 
 
@@ -82,34 +83,10 @@ def test_of_an_ablated_copy(compare, tiny):
 
 
 def test_a_few_points_no_path_and_terms(compare, tiny):
-    assert len(compare("--points", "3", "--no-align").values["path"]["t"]) == 3
+    assert len(compare("--points", "3", "--align", "none").values["path"]["t"]) == 3
     values = compare("--points", "0", "--over", "terms", "--examples", "5").values
     assert (values["path"], values["aligned"], values["n_terms"]) == (None, None, 5)
     assert len(files(tiny)) == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "second", "words"),
-    [
-        ((), None, ("nothing to compare with", "--ablate")),
-        (("--ablate", "1=none"), None, ("--ablate 1=none", "zero, mean or resample")),
-        (("--ablate", "9=zero"), None, ("no module '9'", "expected one of")),
-        (("--ablate", "1:4=zero"), None, ("no unit 4", "0 to 3")),
-        (("--ablate", "weights:1.weight=zero"), None, ("no parameter '1.weight'",)),
-        (("--bootstrap", "1"), "step_9", ("--bootstrap 1", "at least 2")),
-        (("--eigenspaces", "-1"), "step_9", ("--eigenspaces -1", "from 0")),
-        (("--eigenspaces", "99"), "step_9", ("--eigenspaces 99", "26 parameters")),
-        (("--eigenspaces", "2", "--ablate", "1=zero"), None, ("ablated network",)),
-        (("--over", "tokens"), "step_9", ("--over tokens", "examples or terms")),
-        (("--points", "2"), "step_9", ("--points 2", "from 3")),
-        (("--plot", "f.gif"), "step_9", ("--plot f.gif", ".png")),
-    ],
-)
-def test_wrong_use(compare, arguments, second, words):
-    done = compare(*arguments, second=second)
-    assert done.code == 2, done.err
-    (message,) = done.errors
-    assert all(word in message for word in words), message
 
 
 def test_weights_of_another_network(compare, tiny):
@@ -158,3 +135,69 @@ def test_comparisons_are_no_series(compare, tiny, cli):
 def test_help_names_examples(capsys):
     assert run(["compare", "--help"]) == 0
     assert "--ablate" in capsys.readouterr().out
+
+
+def test_log_volumes(compare, tiny, cli):
+    options = ("--volume", "behaviour", "--sigma", "1", "--cutoff", "0.01,0.1", "--points", "0")
+    done = compare(*options, "--plot", tiny.folder / "v.png")
+    assert done.code == 0, done.err
+    found = done.values["volume"]
+    assert (tiny.folder / "v.png").stat().st_size > 1000
+    for which, name in (("a", "step_7"), ("b", "step_9")):
+        alone = cli(
+            *("volume", tiny.folder / f"{name}.safetensors", "--task", tiny.task, "--json"),
+            *("--sigma", "1", "--cutoff", "0.01,0.1", "--method", "quadratic"),
+            *("-o", tiny.folder / "alone"),
+        )
+        (stored,) = (landscape.load(entry["file"]) for entry in alone.document["results"])
+        expected = stored.estimates["quadratic"].log_volume.tolist()
+        assert found[which]["log_volume"] == pytest.approx(expected, rel=1e-12)
+    (file,) = files(tiny)
+    kept = landscape.load(file).volume
+    assert kept.difference.tolist() == found["difference"]
+    assert kept.loss == "behaviour"
+    with xarray.open_datatree(file, engine="h5netcdf") as tree:
+        assert tree["volume/difference"]["difference"].values.tolist() == found["difference"]
+    shown = cli("show", file)
+    assert "log V by the quadratic model" in shown.out
+    assert "Gradient of the task loss" in shown.out
+    assert compare(*options).document["results"][0]["new"] is False
+    other = compare(*options, "--error", "0.5")  # Other amounts are another result.
+    assert other.document["results"][0]["new"] is True
+    same = compare(*options, second="step_7").values["volume"]
+    assert same["difference"] == [0.0, 0.0]
+
+
+def test_the_prior_of_a_series_is_that_of_its_first(compare, tiny):
+    """With the standard deviation from the weights, which both checkpoints have others of."""
+    done = compare("--volume", "behaviour", "--points", "0", first="step_*", second="step_9")
+    assert done.code == 0, done.err
+    sigmas = [entry["config"]["volume"]["sigma"] for entry in done.document["results"]]
+    assert len(sigmas) == 2
+    assert sigmas[0] == sigmas[1]
+
+
+def test_a_damaged_volume(compare, tiny, cli):
+    compare("--volume", "behaviour", "--sigma", "1", "--points", "0")
+    (file,) = files(tiny)
+    with h5py.File(file, "r+") as opened:
+        opened["volume/b/cutoff"][0] = 7.0
+    done = cli("show", file)
+    assert done.code == 2
+    assert "damaged" in done.errors[0]
+
+
+def test_matching_by_activations(compare):
+    found = compare("--align", "activations").values
+    assert [entry["units"] for entry in found["matching"]] == [4]
+    assert compare("--align", "none").values["aligned"] is None
+
+
+def test_the_figure_tells_steps_of_two_runs_apart(compare, tiny, draw):
+    (tiny.folder / "other").mkdir()
+    tiny.write_checkpoint("other/step_7.safetensors", draw(5))
+    assert compare(second="other/step_7").code == 0
+    (file,) = files(tiny)
+    figure = compare_figure([landscape.load(file)])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels[0] == f"KL({tiny.folder.name}/step_7 || other/step_7)"

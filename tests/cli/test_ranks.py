@@ -63,6 +63,41 @@ def test_one_document_and_the_numbers_of_one_process(cli, tiny, checkpoint):
     assert sorted(p.name for p in (tiny.folder / "two").iterdir()) == [two_name(entry)]
 
 
+def test_a_comparison_has_the_numbers_of_one_process(cli, tiny, checkpoint, draw):
+    other = tiny.write_checkpoint("b.safetensors", draw(seed=2))
+    shared = (checkpoint, other, "--task", tiny.task, "--volume", "behaviour", "--sigma", 1)
+    job = torchrun(
+        *(2, "compare", *shared, "-o", tiny.folder / "two", "--json", "--eigenspaces", 2),
+        *("--plot", tiny.folder / "f.png"),
+        cwd=tiny.folder,
+    )
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    (entry,) = json.loads(out)["results"]
+    alone = cli("compare", *shared, "-o", tiny.folder / "one", "--json", "--eigenspaces", 2)
+    one, two = (load(e["file"]) for e in (*alone.document["results"], entry))
+    assert one.info.key == two.info.key
+    assert two.info.n_forward == one.info.n_forward
+    assert two.behaviour.kl_ab.value == pytest.approx(one.behaviour.kl_ab.value, rel=1e-12)
+    assert two.behaviour.kl_ab.upper == pytest.approx(one.behaviour.kl_ab.upper, rel=1e-12)
+    for name in ("path", "aligned"):
+        found, expected = (getattr(result, name).loss for result in (two, one))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert two.eigenspaces.overlap == pytest.approx(one.eigenspaces.overlap, rel=1e-9)
+    np.testing.assert_allclose(two.volume.difference, one.volume.difference, rtol=1e-10)
+
+
+def test_an_ablation_that_fits_nothing_is_one_message(tiny, checkpoint):
+    job = torchrun(
+        *(2, "compare", checkpoint, "--task", tiny.task, "--ablate", "1:4=resample"),
+        cwd=tiny.folder,
+    )
+    _, err = job.communicate(timeout=120)
+    assert job.returncode != 0
+    (message,) = errors(err)
+    assert "no unit 4; expected 0 to 3" in message
+
+
 def two_name(entry):
     return os.path.basename(entry["file"])
 
@@ -133,7 +168,7 @@ def test_other_commands_say_that_they_work_alone(cli, monkeypatch, command):
     done = cli(command, "whatever")
     assert done.code == 2
     assert f"landscape {command} works in one process" in done.err
-    assert "only hessian and volume share their work out" in done.err
+    assert "only hessian, volume and compare share theirs out" in done.err
     monkeypatch.setenv("RANK", "1")
     silent = cli(command, "whatever")
     assert silent.code == 2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 
 import numpy as np
 import pytest
 import torch
+from networks_compared import LABELS, X, digest, network, permuted, risk_of
 from safetensors.torch import save_file
 from scipy import integrate, stats
 from torch import nn
@@ -30,23 +30,6 @@ from landscape.risk import Risk
 from landscape.rng import stream
 from landscape.settings import Settings
 from landscape.units import MemoryUnits, silent
-
-X = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-LABELS = torch.arange(20) % 3
-
-
-def network(seed=1, hidden=6):
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        *(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.ReLU()),
-        nn.Linear(hidden, 3),
-    )
-    return model.double()
-
-
-def risk_of(model, *, targets=LABELS, criterion="cross_entropy", batch_size=8):
-    task = Task(model=model, data=(X, targets), criterion=criterion)
-    return Risk(task, materialise(task.data), batch_size=batch_size)
 
 
 def logits(*shape, seed=0):
@@ -140,13 +123,6 @@ class TestBehaviour:
         error = float(values.std()) / 20
         assert found.stderr == pytest.approx(error, rel=0.05)
         assert found.upper - found.lower == pytest.approx(2 * 1.96 * error, rel=0.06)
-
-
-def digest(model):
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode() + tensor.numpy().tobytes())
-    return found.hexdigest()
 
 
 class TestAblation:
@@ -256,19 +232,6 @@ class TestAblation:
     def test_of_another_form(self, text):
         with pytest.raises(UsageError, match="--ablate"):
             parse_ablation(text)
-
-
-def permuted(model, seed=3):
-    """A copy whose hidden units are in another order."""
-    found = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for first, second in ((0, 2), (2, 4)):
-            order = torch.randperm(6, generator=generator)
-            found[first].weight.copy_(found[first].weight[order])
-            found[first].bias.copy_(found[first].bias[order])
-            found[second].weight.copy_(found[second].weight[:, order])
-    return found
 
 
 class TestBarrier:

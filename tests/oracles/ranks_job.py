@@ -10,14 +10,19 @@ import dataclasses
 import math
 import pickle
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from landscape.budget import Budget
+from landscape.checkpoint import read_checkpoint
+from landscape.compare.options import CompareOptions
+from landscape.compare_runs import CompareRun
 from landscape.distributed import Alone, join
 from landscape.errors import LandscapeError
 from landscape.hessian import HessianOptions
@@ -43,9 +48,9 @@ VOLUME = {
 }
 
 
-def network(examples=EXAMPLES, criterion="cross_entropy", hidden=6, batches=1):
+def network(examples=EXAMPLES, criterion="cross_entropy", hidden=6, batches=1, seed=3):
     """A small classifier whose weights are not at a minimum; some targets count for nothing."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(examples, 5, generator=generator, dtype=torch.float64)
     targets = torch.randint(0, 4, (examples,), generator=generator)
     targets[::7] = -100
@@ -92,6 +97,42 @@ def volume(ranks, task=None, *, settings=None, **options):
     found |= {f"{name} stderr": e.stderr for name, e in result.estimates.items()}
     if result.rays is not None:
         found["radii"] = result.rays.radius
+    return found
+
+
+def compare(ranks, **options):
+    """Two networks, or one and its ablated copy; everything that compare measures."""
+    settings = Settings(dtype="float64", batch_size=16)
+    with tempfile.TemporaryDirectory() as folder:
+        other = None
+        if "ablate" not in options:
+            other = Path(folder) / "b.safetensors"
+            save_file(network(examples=1, seed=4).model.state_dict(), other)
+            options |= {"eigenspaces": 2, "align": "activations"}
+        run = CompareRun(
+            **prepared(network(), None, settings, None),
+            other=None if other is None else read_checkpoint(other),
+            options=CompareOptions(points=5, bootstrap=20, **options),
+            ranks=ranks,
+        )
+        result = run.measure()
+    found = {}
+    for name in ("kl_ab", "kl_ba", "js", "agreement", "excess_loss"):
+        estimate = getattr(result.behaviour, name)
+        found[name] = np.array([estimate.value, estimate.lower, estimate.upper])
+    for name in ("example_js", "example_terms", "cross_entropy", "entropy"):
+        found[name] = np.asarray(getattr(result.behaviour, name))
+    for name in ("path", "aligned"):
+        path = getattr(result, name)
+        if path is not None:
+            found[name] = np.array([*path.loss, path.barrier, path.distance])
+    if result.eigenspaces is not None:
+        spaces = result.eigenspaces
+        found["eigenvalues"] = np.concatenate([spaces.eigenvalues_a, spaces.eigenvalues_b])
+        found["overlaps of vectors"] = np.array([spaces.overlap, spaces.aligned])
+    if result.volume is not None:
+        found["volume"] = result.volume.difference
+    found["counts"] = np.array([result.info.n_forward, result.info.n_gradient])
     return found
 
 
@@ -192,6 +233,15 @@ MEASUREMENTS = {
         error=2.0,
         settings=Settings(dtype="float64", loss="behaviour", budget=Budget(gradients=60_000)),
     ),
+    "compare": compare,
+    "compare with log V": lambda ranks: compare(
+        ranks,
+        volume=VolumeOptions(
+            methods=("quadratic",), sigma=0.7, cutoffs=(0.05,), exact="lanczos", top=6, probes=3
+        ),
+        ablate=("1:0-1=mean", "weights:2.weight:1=zero"),
+    ),
+    "compare with resampled activations": lambda ranks: compare(ranks, ablate=("1:2-4=resample",)),
     "resumed": resumed,
     "poisoned": poisoned,
 }
