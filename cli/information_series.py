@@ -151,8 +151,9 @@ def _correlations(found: Sequence[Correlation]) -> Table:
     table.add_column("with")
     for column in ("rho", "95% interval", "checkpoints"):
         table.add_column(column, justify="right")
-    for entry in found:
-        interval = "" if math.isnan(entry.lower) else f"{entry.lower:.2f} to {entry.upper:.2f}"
+    known = [entry for entry in found if not math.isnan(entry.rho)]
+    for entry in known:
+        interval = f"{entry.lower:.2f} to {entry.upper:.2f}"
         table.add_row(
             printable(entry.information),
             printable(entry.other),
@@ -160,8 +161,10 @@ def _correlations(found: Sequence[Correlation]) -> Table:
             interval,
             str(entry.n),
         )
+    left_out = len(found) - len(known)
+    more = f" {left_out} pairs are left out, of which one does not vary." if left_out else ""
     table.caption = (
         "Bootstrap over checkpoints. Those of one training run are not independent: both "
-        "quantities may follow the training step, and the interval is too narrow."
+        f"quantities may follow the training step, and the interval is too narrow.{more}"
     )
     return table

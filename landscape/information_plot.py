@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["information_figure"]
 
+_LABELS = 8  # Checkpoints that are all named.
+
 
 def information_figure(results: Sequence[InformationResult]) -> Figure:
     """The kernel (or, of several checkpoints, ranks over them), its spectrum, ranks by layer."""
@@ -63,7 +65,8 @@ def _kernel(figure: Figure, axes: Axes, found: GradientGram, *, behaviour: bool)
 
 def _name(result: InformationResult) -> str:
     step = result.info.step
-    return plain(Path(result.info.checkpoint).stem) if step is None else f"step {step}"
+    own = plain(Path(result.info.checkpoint).stem) or "the model"
+    return own if step is None else f"step {step}"
 
 
 def _spectra(axes: Axes, results: Sequence[InformationResult]) -> None:
@@ -71,7 +74,10 @@ def _spectra(axes: Axes, results: Sequence[InformationResult]) -> None:
     for result, colour in zip(results, step_colours(len(results)), strict=True):
         found, whole = result.gradients, result.gradients.ranks[0]
         values = found.eigenvalues[: whole.rank]
-        axes.plot(np.arange(1, len(values) + 1), values, ".-", ms=3, color=colour, lw=0.8)
+        ends = len(results) <= _LABELS or result is results[0] or result is results[-1]
+        label = _name(result) if len(results) > 1 and ends else None
+        x = np.arange(1, len(values) + 1)
+        axes.plot(x, values, ".-", ms=3, color=colour, lw=0.8, label=label)
         if len(results) == 1 and len(values):
             for rank, style, text in (
                 (whole.rank, ":", f"rank {whole.rank}"),
@@ -86,7 +92,7 @@ def _spectra(axes: Axes, results: Sequence[InformationResult]) -> None:
     unit = plain(str(results[0].info.config.get("units", "loss units")))
     power = "" if _behaviour(results[0]) else "²"
     axes.set_ylabel(f"eigenvalue [{unit}{power} / parameter²]")
-    if len(results) == 1:
+    if any(result.gradients.ranks[0].rank for result in results):
         axes.legend(fontsize=7)
 
 
@@ -105,8 +111,9 @@ def _layers(axes: Axes, result: InformationResult) -> None:
         axes.bar(place, [r.entropy for _, r in own], 0.38, color=colour, label=f"{name}: entropy")
         axes.plot(place, [r.rank for _, r in own], "_", ms=9, color="black")
     axes.plot([], [], "_", ms=9, color="black", label="numerical rank")
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.8)
+    if any(row.rank for row in (*gradients.values(), *activations.values())):
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.8)
     axes.set_xticks(x, [plain(layer) for layer in layers], rotation=30, ha="right", fontsize=7)
     axes.set_ylabel("effective rank")
     axes.legend(fontsize=7)
@@ -125,7 +132,8 @@ def _over_steps(axes: Axes, results: Sequence[InformationResult]) -> None:
         values = [getattr(result.gradients.ranks[0], name) for result in results]
         axes.plot(x, values, f"{marker}-", ms=3, label=name)
     _step_scale(axes, x)
-    axes.set_yscale("log")
+    if any(result.gradients.ranks[0].rank for result in results):
+        axes.set_yscale("log")
     axes.set_xlabel(label)
     axes.set_ylabel("effective rank of the gradients")
     axes.legend(fontsize=7)

@@ -226,6 +226,10 @@ def _mean(outputs, batch):
     return outputs.mean()
 
 
+def _nothing(outputs, batch):
+    return 0 * outputs.sum()
+
+
 def _root(outputs, batch):
     return (outputs - outputs.detach()).abs().sqrt().mean()
 
@@ -590,6 +594,17 @@ class TestFiles:
         save(tmp_path / "a.h5", result)
         plot_results([tmp_path / "a.h5"], tmp_path / "a.svg")
         assert (tmp_path / "a.svg").stat().st_size > 1000
+
+    def test_figures_of_nothing(self):
+        flat = information_of_data(task_of(criterion=_nothing))
+        assert flat.gradients.ranks[0].rank == 0
+        assert math.isnan(flat.gradients.ranks[0].entropy)
+        assert math.isnan(flat.split.norms[0].ratio)
+        single = information_of_data(task_of(inputs=X[:1], targets=LABELS[:1]))
+        assert single.gradients.ranks[0].rank == 1 == len(single.gradients.kernel)
+        assert [row.rank for row in single.activations] == [0, 0]  # Nothing differs.
+        for results in ([flat], [single], [flat, flat]):
+            information_figure(results).draw_without_rendering()
 
 
 class TestSeries:
