@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as t_law
 
-from landscape.plotting import ORANGE
+from landscape.plotting import ABOVE, ORANGE
 from landscape.volume.anneal_records import Annealing, Curve
 from landscape.volume.anneal_summary import at_radius, judgement
 from landscape.volume.islands import Islands, evaluated, integrated, volumes
@@ -27,7 +27,7 @@ _GREEN = method_colour("anneal")
 _POINTS = 25  # Levels with error bars.
 _RADII, _CUTOFFS = 7, 5  # That an axis names.
 _SMALL: dict[str, Any] = {"fontsize": 7, "title_fontsize": 7}
-_ABOVE: dict[str, Any] = {**_SMALL, "loc": "lower center", "bbox_to_anchor": (0.5, 0.98)}
+_ABOVE: dict[str, Any] = {**_SMALL, **ABOVE}
 _ABOVE |= {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.2}
 
 FloatArray = NDArray[np.float64]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landscape.compare.records import CompareResult
-from landscape.plotting import BLUE, ORANGE, plain, step_colours
+from landscape.plotting import ABOVE, BLUE, ORANGE, plain, step_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def _divergences(axes: Axes, results: Sequence[CompareResult]) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("divergence of an example (nats)")
     axes.set_ylabel("share of examples at or above")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, **ABOVE)
 
 
 def _paths(axes: Axes, results: Sequence[CompareResult]) -> None:
@@ -80,7 +80,7 @@ def _paths(axes: Axes, results: Sequence[CompareResult]) -> None:
     units = results[0].info.config.get("units", "loss units")
     axes.set_xlabel("position t between the weights")
     axes.set_ylabel(f"task loss ({plain(str(units))})")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, **ABOVE)
 
 
 def _volumes(axes: Axes, results: Sequence[CompareResult]) -> None:
@@ -107,4 +107,4 @@ def _volumes(axes: Axes, results: Sequence[CompareResult]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("cutoff (excess loss)")
     axes.set_ylabel("difference of log V (nats)")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, **ABOVE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landscape.information.records import GradientGram, InformationResult
-from landscape.plotting import BLUE, ORANGE, plain, step_colours
+from landscape.plotting import ABOVE, BLUE, ORANGE, plain, step_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +116,7 @@ def _layers(axes: Axes, result: InformationResult) -> None:
         axes.set_ylim(bottom=0.8)
     axes.set_xticks(x, [plain(layer) for layer in layers], rotation=30, ha="right", fontsize=7)
     axes.set_ylabel("effective rank")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncols=3, columnspacing=1, handlelength=1.2, **ABOVE)
 
 
 def _places(results: Sequence[InformationResult]) -> tuple[Any, str]:

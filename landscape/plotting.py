@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "ORANGE", "hessian_figure", "plain", "plot_results", "step_colours", "title"]
+__all__ = ["ABOVE", "BLUE", "ORANGE", "hessian_figure", "plain", "plot_results", "step_colours"]
+__all__ += ["title"]
 
+ABOVE: Mapping[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98)}
+"""Where a legend hides nothing of a panel that is full."""
 _FORMATS = (".png", ".pdf", ".svg")
 _DIGITS = 6  # Of positions in a figure.
 _FLOOR = 1e-2  # Smallest expected number of eigenvalues per bandwidth that is drawn.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.plotting import BLUE, ORANGE, plain, step_colours
+from landscape.plotting import ABOVE, BLUE, ORANGE, plain, step_colours
 from landscape.step_axis import step_axis
 from landscape.volume.records import CLASSES
 from landscape.volume_plot import (
@@ -33,7 +33,6 @@ __all__ = ["volume_series_figure"]
 _GREY = "0.45"
 _TERMS = (("width", BLUE), ("location", ORANGE), ("remainder", _GREY))
 _LINE: Mapping[str, Any] = {"marker": "o", "ms": 3, "lw": 1.2, **UNCLIPPED}
-_ABOVE: Mapping[str, Any] = {"ncols": 3, "loc": "lower center", "bbox_to_anchor": (0.5, 0.98)}
 _TICKS = 6  # Steps that the scale of colours names, at most.
 
 
@@ -110,7 +109,7 @@ def _terms(axes: Axes, series: VolumeSeries, place: int) -> None:
                 axes.plot(series.step, value, **_LINE, color=colour, label=term)
     axes.axhline(0, color=_GREY, lw=0.6)
     axes.set_ylabel("terms of log V [nats]")
-    axes.legend(fontsize=7, **_ABOVE)
+    axes.legend(fontsize=7, ncols=3, **ABOVE)
 
 
 def _classes(axes: Axes, series: VolumeSeries, place: int) -> None:
@@ -121,7 +120,7 @@ def _classes(axes: Axes, series: VolumeSeries, place: int) -> None:
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     axes.set_ylim(-0.2, 2 * series.n_parameters)
     axes.set_ylabel("number of directions")
-    axes.legend(fontsize=7, **_ABOVE)
+    axes.legend(fontsize=7, ncols=3, **ABOVE)
 
 
 def _scale_of_steps(figure: Figure, panels: Sequence[Axes], series: VolumeSeries) -> None:
