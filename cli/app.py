@@ -26,6 +26,7 @@ from landscape_cli import (
     information,
     init_task,
     inspect,
+    modules,
     plot,
     show,
     slice,
@@ -48,7 +49,8 @@ app = typer.Typer(
 
 for _module in (
     *(demo, train, inspect, convert, init_task, check),
-    *(hessian, volume, flat, compare, slice, information, batch, collect, show, plot),
+    *(hessian, volume, flat, modules, compare, slice, information),
+    *(batch, collect, show, plot),
 ):
     _module.register(app)
 

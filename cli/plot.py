@@ -41,13 +41,14 @@ def plot(
     residuals. Of landscape volume: the width of every direction beside the prior's, log V and the
     effective dimension over the cutoff; of an annealed one also its path, both starts over the
     radius, and its islands. Of landscape flat: a stacked bar per checkpoint, the counts over the
-    training step or the cutoff, walks and the sweep over examples. Of landscape compare: divergence
-    of examples and the loss between the weights. Of landscape slice: the excess loss on a line, or
-    contours of it in a plane (--surface: in 3-D), with the quadratic prediction. Of landscape
-    information: the Gram matrix of the gradients, its spectrum and ranks by layer, or ranks and
-    norms over checkpoints. Several results are drawn together, in the order of their training
-    steps; a series of landscape collect over the training step; of landscape batch collect every
-    run in a figure of its own.
+    training step or the cutoff, walks and the sweep over examples. Of landscape modules: coupling
+    of every pair of groups and extreme eigenvalues. Of landscape compare: divergence of examples
+    and the loss between the weights. Of landscape slice: the excess loss on a line, or contours of
+    it in a plane (--surface: in 3-D), with the quadratic prediction. Of landscape information: the
+    Gram matrix of the gradients, its spectrum and ranks by layer, or ranks and norms over
+    checkpoints. Several results are drawn together, in the order of their training steps; a series
+    of landscape collect over the training step; of landscape batch collect every run in a figure of
+    its own.
     """
     target = results[0].with_suffix(".png") if out is None else out
     check_ending(target, "--out")
@@ -119,6 +120,7 @@ def register(app: typer.Typer) -> None:
             "landscape plot results/*.hessian.*.h5 -o spectrum.pdf",
             "landscape plot results/*.volume.*.h5 -o volume.pdf",
             "landscape plot results/*.flat.*.h5 -o flat.png",
+            "landscape plot results/*.modules.*.h5 -o modules.png",
             "landscape plot results/*.compare.*.h5 -o compare.png",
             "landscape plot results/*.slice.*.h5 --surface -o slice.png",
             "landscape plot results/*.information.*.h5 -o information.png",

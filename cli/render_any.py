@@ -8,6 +8,7 @@ from landscape.compare.records import CompareResult
 from landscape.errors import UsageError
 from landscape.flat.records import FlatResult
 from landscape.information.records import InformationResult
+from landscape.modules.records import ModulesResult
 from landscape.results import HessianResult, Result
 from landscape.slices.records import SliceResult
 from landscape.volume.records import VolumeResult
@@ -15,6 +16,7 @@ from landscape_cli.render import Sums, report_result
 from landscape_cli.render_compare import report_compare
 from landscape_cli.render_flat import report_flat
 from landscape_cli.render_information import report_information
+from landscape_cli.render_modules import report_modules
 from landscape_cli.render_slice import report_slice
 from landscape_cli.render_volume import report_volume
 from landscape_cli.reporting import Report
@@ -46,3 +48,5 @@ def report_any(report: Report, file: Path, result: Result, *, sums: Sums) -> Non
         report_slice(report, file, result)
     elif isinstance(result, InformationResult):
         report_information(report, file, result)
+    elif isinstance(result, ModulesResult):
+        report_modules(report, file, result)

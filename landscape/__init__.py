@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from landscape.information.options import InformationOptions as InformationOptions
     from landscape.information.records import InformationResult as InformationResult
     from landscape.information_runs import information_of_data as information_of_data
+    from landscape.modules.options import ModulesOptions as ModulesOptions
+    from landscape.modules.records import ModulesResult as ModulesResult
+    from landscape.modules_runs import module_coupling as module_coupling
     from landscape.results import HessianResult as HessianResult
     from landscape.risk import Risk as Risk
     from landscape.runs import hessian_spectrum as hessian_spectrum
@@ -60,6 +63,8 @@ _HOME = {
     "HessianResult": "results",
     "InformationOptions": "information.options",
     "InformationResult": "information.records",
+    "ModulesOptions": "modules.options",
+    "ModulesResult": "modules.records",
     "LandscapeError": "errors",
     "Risk": "risk",
     "Settings": "settings",
@@ -80,6 +85,7 @@ _HOME = {
     "log_volume": "volume_runs",
     "loss_slice": "slice_runs",
     "merge_volumes": "volume_merge",
+    "module_coupling": "modules_runs",
     "read_checkpoint": "checkpoint",
     "resolve_task": "task",
 }

@@ -15,7 +15,7 @@ Source: Horn and Johnson, Matrix Analysis (2013), theorem 7.8.5 (Fischer) and se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ __all__ = ["Coupling", "block_coupling", "canonical_correlations", "schur_comple
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+_CORRELATIONS = 8  # Canonical correlations of a pair that are kept.
+
 
 @dataclass(frozen=True, kw_only=True)
 class Coupling:
@@ -39,25 +41,41 @@ class Coupling:
         norm: Frobenius norm of every block of A, (G, G).
         rank: numerical rank of every off-diagonal block of A, (G, G); 0 on the diagonal.
         coupling: C_ab in nats, (G, G); 0 on the diagonal.
+        correlations: the largest rho of every pair, descending, (G, G, k); 0 on the diagonal and
+            where a pair has fewer.
         log_det_groups: log det M_a, (G,).
+        log_det_schur: log det of the Schur complement of all other groups, (G,): of the precision
+            of a group once the others are integrated out.
         log_det: log det M.
         total: C in nats. No sum of pairs: three groups can share more or less than their pairs.
         extremes: smallest and largest eigenvalue of A.
-        extremes_diagonal: those of its block-diagonal part, which lie within the former.
+        extremes_groups: those of every diagonal block, (G, 2), which lie within the former.
     """
 
     norm: FloatArray
     rank: IntArray
     coupling: FloatArray
+    correlations: FloatArray
     log_det_groups: FloatArray
+    log_det_schur: FloatArray
     log_det: float
     total: float
     extremes: tuple[float, float]
-    extremes_diagonal: tuple[float, float]
+    extremes_groups: FloatArray
+
+    @property
+    def extremes_diagonal(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue of the block-diagonal part."""
+        return float(self.extremes_groups[:, 0].min()), float(self.extremes_groups[:, 1].max())
 
 
 def block_coupling(
-    matrix: Tensor, groups: Sequence[Tensor], *, tilt: float, tol: float = 1e-10
+    matrix: Tensor,
+    groups: Sequence[Tensor],
+    *,
+    tilt: float,
+    tol: float = 1e-10,
+    on_group: Callable[[int], None] | None = None,
 ) -> Coupling:
     """Coupling between groups of coordinates of a symmetric matrix.
 
@@ -67,12 +85,14 @@ def block_coupling(
         tilt: s >= 0.
         tol: singular values of a block above this part of the matrix's largest absolute eigenvalue
             count towards its rank.
+        on_group: called with the number of groups done.
 
     Raises:
         UsageError: groups that overlap, are empty or leave a coordinate out, or bad numbers.
         NotFiniteError: an entry that is not finite, or I + s A that is not positive definite.
 
-    Cost: eigenvalues of A and a singular value decomposition of every block, O(n^3) in all.
+    Cost: eigenvalues of A, a singular value decomposition of every block, and a factorisation for
+    every group; O(G n^3) flops.
     """
     n = len(matrix)
     if not 0 <= tilt < float("inf") or not 0 < tol < 1:
@@ -92,8 +112,10 @@ def block_coupling(
     count = len(groups)
     norm, coupling = np.zeros((count, count)), np.zeros((count, count))
     rank = np.zeros((count, count), dtype=np.int64)
+    correlations = np.zeros((count, count, _CORRELATIONS))
+    schur = np.zeros(count)
     factors = [_factor(m[g][:, g]) for g in groups]
-    within = [torch.linalg.eigvalsh(a[g][:, g]) for g in groups]
+    within = [torch.linalg.eigvalsh(a[g][:, g])[[0, -1]].tolist() for g in groups]
     for i, first in enumerate(groups):
         norm[i, i] = float(a[first][:, first].norm())
         for j in range(i):
@@ -103,20 +125,25 @@ def block_coupling(
             rank[i, j] = rank[j, i] = int((sizes > tol * scale).sum())
             rho = _correlations(tilt * block, factors[i], factors[j])
             coupling[i, j] = coupling[j, i] = float(-0.5 * torch.log1p(-rho.square()).sum())
+            largest = rho[:_CORRELATIONS].cpu().numpy()
+            correlations[i, j, : len(largest)] = correlations[j, i, : len(largest)] = largest
+        rest = torch.cat([group for j, group in enumerate(groups) if j != i] or [first[:0]])
+        schur[i] = _log_det(_factor(schur_complement(m, first, rest)))
+        if on_group is not None:
+            on_group(i + 1)
     log_dets = np.array([_log_det(factor) for factor in factors])
     log_det = _log_det(_factor(m))
     return Coupling(
         norm=norm,
         rank=rank,
         coupling=coupling,
+        correlations=correlations,
         log_det_groups=log_dets,
+        log_det_schur=schur,
         log_det=log_det,
         total=0.5 * (float(log_dets.sum()) - log_det),
         extremes=(float(values[0]), float(values[-1])),
-        extremes_diagonal=(
-            min(float(v[0]) for v in within),
-            max(float(v[-1]) for v in within),
-        ),
+        extremes_groups=np.array(within),
     )
 
 
@@ -146,6 +173,8 @@ def schur_complement(matrix: Tensor, group: Tensor, rest: Tensor) -> Tensor:
     """
     m = matrix.double()
     across = m[rest][:, group]
+    if not len(rest):
+        return m[group][:, group]
     solved = torch.cholesky_solve(across, _factor(m[rest][:, rest]))
     return m[group][:, group] - across.T @ solved
 
@@ -164,7 +193,8 @@ def _factor(block: Tensor) -> Tensor:
     if int(info):
         raise NotFiniteError(
             "I + s A is not positive definite; expected a curvature without large negative "
-            "eigenvalues. Use --loss behaviour, whose curvature has none"
+            "eigenvalues. Use --loss behaviour or --curvature ggn, whose curvature has none, or a "
+            "smaller --tilt"
         )
     return factor
 

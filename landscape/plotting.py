@@ -16,7 +16,8 @@ from landscape.compare.records import CompareResult
 from landscape.errors import UsageError
 from landscape.flat.records import FlatResult
 from landscape.flat_series import FlatSeries
-from landscape.results import MODULES, Density, HessianResult
+from landscape.modules.records import ModulesResult
+from landscape.results import MODULES, Density, HessianResult, Result
 from landscape.series import collect
 from landscape.series_store import kind_of, load_series
 from landscape.smoothing import smooth
@@ -154,14 +155,20 @@ def _figure(files: Sequence[Path], run: int | None, *, surface: bool) -> Figure:
         from landscape.information_plot import information_figure
 
         return information_figure(results)
+    if isinstance(results[0], ModulesResult):
+        from landscape.modules_plot import modules_figure
+
+        return modules_figure(sorted(results, key=_step))
     if isinstance(results[0], FlatResult):
         found, only = _one_each(results, names), results[0]
         if len(results) > 1:
             return flat_figure(found)
         return flat_figure(found, walk=only.walk, sweep=only.sweep)
-    return hessian_figure(
-        sorted(results, key=lambda r: math.inf if r.info.step is None else r.info.step)
-    )
+    return hessian_figure(sorted(results, key=_step))
+
+
+def _step(result: Result) -> float:
+    return math.inf if result.info.step is None else result.info.step
 
 
 def _volumes(results: Sequence[VolumeResult], names: Sequence[str]) -> Figure:

@@ -131,6 +131,11 @@ def collect(
             "results of landscape hessian, volume or flat. Draw results of information together "
             "with landscape plot, or set them against others with information --against"
         )
+    if results[0].info.command == "modules":
+        raise UsageError(
+            f"{names[0]} couples groups of parameters, which no series holds; expected results of "
+            "landscape hessian, volume or flat. Draw these together with landscape plot"
+        )
     if isinstance(results[0], FlatResult):
         return collect_flat(results, names)
     order, rows = joined(results, names, _RULES)

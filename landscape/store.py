@@ -185,6 +185,10 @@ def save(path: Path, result: Result) -> None:
             from landscape.slice_store import write_slice
 
             write_slice(file, result)
+        elif result.info.command == "modules":
+            from landscape.modules_store import write_modules
+
+            write_modules(file, result)
         elif result.info.command == "flat":
             from landscape.flat_store import write_flat
 
@@ -425,6 +429,7 @@ def load(path: Path | str) -> Any:
         :class:`landscape.volume.records.VolumeResult`,
         :class:`landscape.flat.records.FlatResult`,
         :class:`landscape.slices.records.SliceResult`,
+        :class:`landscape.modules.records.ModulesResult`,
         :class:`landscape.compare.records.CompareResult` or
         :class:`landscape.information.records.InformationResult`, by the file's command.
 
@@ -459,6 +464,10 @@ def load(path: Path | str) -> Any:
             from landscape.information_store import read_information
 
             return read_information(file, info, indices)
+        if info.command == "modules":
+            from landscape.modules_store import read_modules
+
+            return read_modules(file, info, indices)
         return HessianResult(
             info=info,
             spectra=_read_all(Spectrum, file, "spectrum"),

@@ -61,21 +61,21 @@ LAYERS = [
     {"density", "trace", "spectrum", "checks", "settings"},
     {"log_density", "agreement", "series_records"},
     {"priors", "prior_options", "volume", "flat"},
-    {"compare", "information"},
+    {"compare", "information", "modules"},
     {"slices"},
     {"hessian", "volume_series", "flat_series", "series"},
     {"compare_spaces", "information_series"},
     {"store", "record_store", "volume_store", "anneal_store", "flat_store", "compare_store"}
-    | {"slice_store", "information_store"},
+    | {"slice_store", "information_store", "modules_store"},
     {"partial", "volume_series_store", "flat_series_store", "step_axis", "volume_merge"},
     {"series_store"},
     {"sweep_store"},
     {"plotting", "series_plot", "volume_plot", "volume_series_plot", "anneal_plot", "flat_plot"}
-    | {"compare_plot", "slice_plot", "information_plot"},
+    | {"compare_plot", "slice_plot", "information_plot", "modules_plot"},
     {"measurement"},
     {"prior_measurement"},
     {"volume_anneal"},
-    {"runs", "volume_runs", "flat_runs", "slice_runs", "information_runs"},
+    {"runs", "volume_runs", "flat_runs", "slice_runs", "information_runs"} | {"modules_runs"},
     {"compare_volumes"},
     {"compare_runs"},
 ]
@@ -99,6 +99,9 @@ OUTER = {
     "partial",
     "plotting",
     "measurement",
+    "modules_plot",
+    "modules_runs",
+    "modules_store",
     "prior_measurement",
     "runs",
     "series_store",
@@ -206,9 +209,10 @@ def test_figures_need_no_torch():
     light |= {"volume_plot", "volume_series", "volume_series_plot", "volume_series_store"}
     light |= {"volume_store", "anneal_plot", "anneal_store", "record_store", "volume", "flat"}
     light |= {"compare", "compare_plot", "compare_store", "slices", "slice_plot", "slice_store"}
+    light |= {"modules", "modules_plot", "modules_store"}
     light |= {"flat_plot", "flat_series", "flat_series_store", "flat_store"}
     light |= {"information", "information_plot", "information_series", "information_store"}
-    packages = {"volume", "flat", "compare", "slices", "information"}
+    packages = {"volume", "flat", "compare", "slices", "information", "modules"}
     paths = [LIBRARY / f"{name}.py" for name in light - packages]
     records = ("records", "anneal_records", "anneal_summary", "islands", "weights")
     paths += [LIBRARY / "volume" / f"{name}.py" for name in records]
@@ -231,6 +235,7 @@ def test_commands_import_late(path):
         "slice_job.py",
         "information_job.py",
         "information_series.py",
+        "modules_job.py",
         "volume_job.py",
     ) or path.stem.startswith("render"):
         return  # Imported by the commands when they run.

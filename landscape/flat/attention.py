@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from landscape.flat.graph import Attention, HeadSlot
 from landscape.flat.recorder import Axis, Record
 
-__all__ = ["HEADS", "AttentionWeights", "attention_weights", "record_attention"]
+__all__ = ["HEADS", "AttentionWeights", "attention_weights", "head_slots", "record_attention"]
 
 _SEPARATE = (
     ("q_proj", "k_proj", "v_proj"),
@@ -112,15 +113,26 @@ def record_attention(
     inside = Axis(r.site(weight.shape[1 - rows], "it is cut into heads"))
     target = r.linear(weight, rows=rows, columns=1 - rows, source=inside, bias=bias)
     r.put(result, [None] * (result.dim() - 1) + [Axis(target)])
-    attention = _heads(r, name, found)
+    attention = head_slots(r.name, name, found)
     if attention is None:
         r.notes.append(f"attention {name!r}: its heads could not be told apart")
     else:
         r.attentions.append(attention)
 
 
-def _heads(r: Record, name: str, found: AttentionWeights) -> Attention | None:
-    """Where the heads lie: parts of q, k, v one after the other, heads in each."""
+def head_slots(
+    name_of: Callable[[object], str | None], name: str, found: AttentionWeights
+) -> Attention | None:
+    """Where the heads lie: parts of q, k, v one after the other, heads in each.
+
+    Args:
+        name_of: the name of a parameter; None of any other object.
+        name: the module's name.
+        found: its weights, with the number of heads.
+
+    Returns:
+        None where they cannot be told apart. Whether they lie there is to be verified.
+    """
     weight, rows, bias = found.output
     inner = weight.shape[1 - rows]
     if inner % found.heads:
@@ -146,12 +158,12 @@ def _heads(r: Record, name: str, found: AttentionWeights) -> Attention | None:
             bias_start = 0
         slots.append(
             HeadSlot(
-                weight=str(r.name(w)),
+                weight=str(name_of(w)),
                 axis=axis,
                 start=start,
                 heads=count,
                 width=size // count,
-                bias=r.name(b),
+                bias=name_of(b),
                 bias_start=start if len(found.inputs) == 1 else bias_start,
             )
         )
@@ -160,5 +172,7 @@ def _heads(r: Record, name: str, found: AttentionWeights) -> Attention | None:
     q, k, v = slots
     if q.width != k.width or k.heads != v.heads or v.width != width:
         return None
-    o = HeadSlot(weight=str(r.name(weight)), axis=1 - rows, start=0, heads=found.heads, width=width)
-    return Attention(layer=name, q=q, k=k, v=v, o=o, output_bias=r.name(bias))
+    o = HeadSlot(
+        weight=str(name_of(weight)), axis=1 - rows, start=0, heads=found.heads, width=width
+    )
+    return Attention(layer=name, q=q, k=k, v=v, o=o, output_bias=name_of(bias))

@@ -132,7 +132,7 @@ class Subject:
             return 0.0
         factor = length * max(whole, 1e-3) / size
         ends = [
-            self._at({n: self.parameters[n] + sign * factor * t for n, t in step.items()})
+            self.at({n: self.parameters[n] + sign * factor * t for n, t in step.items()})
             for sign in (1.0, -1.0)
         ]
         square = math.fsum(float((a - b).square().sum()) for a, b in zip(*ends, strict=True))
@@ -150,7 +150,7 @@ class Subject:
         Cost: one forward pass.
         """
         base = self.outputs()
-        after = self._at(changed)
+        after = self.at(changed)
         largest = moved = 0.0
         for before, now in zip(base, after, strict=True):
             if not bool(torch.isfinite(now).all()):
@@ -162,8 +162,11 @@ class Subject:
             return 0.0
         return moved / largest if largest else math.inf
 
-    def _at(self, changed: Mapping[str, Tensor]) -> list[Tensor]:
-        """Outputs with other parameters, which the model does not keep."""
+    def at(self, changed: Mapping[str, Tensor]) -> list[Tensor]:
+        """Outputs of every part of the data with other parameters, which the model does not keep.
+
+        Cost: one forward pass.
+        """
         own = dict(self.model.named_parameters())
         before = {name: own[name].data for name in changed}
         try:

@@ -37,6 +37,7 @@ from landscape.reductions import inner, norm
 __all__ = [
     "eigenpair_measure",
     "exact_form",
+    "gauss_radau",
     "location_measure",
     "merged",
     "probe_measure",
@@ -182,7 +183,7 @@ def radau_measure(part: QuadraticForm, *, steps: int, rest: int) -> QuadraticFor
     if len(part.eigenvalues) < min(steps, rest + 1) or part.slope.any():
         return part
     weights = part.multiplicity + part.location  # One of them is zero.
-    nodes, shares = _gauss_radau(
+    nodes, shares = gauss_radau(
         part.eigenvalues, weights / weights.sum(), end=min(float(part.eigenvalues.min()), 0.0)
     )
     return QuadraticForm(
@@ -192,7 +193,7 @@ def radau_measure(part: QuadraticForm, *, steps: int, rest: int) -> QuadraticFor
     )
 
 
-def _gauss_radau(
+def gauss_radau(
     nodes: FloatArray, weights: FloatArray, *, end: float
 ) -> tuple[FloatArray, FloatArray]:
     """The Gauss-Radau rule of as many nodes, one of them at the end, from a Gauss rule.
