@@ -124,7 +124,7 @@ def block_coupling(
             sizes = torch.linalg.svdvals(block)
             rank[i, j] = rank[j, i] = int((sizes > tol * scale).sum())
             rho = _correlations(tilt * block, factors[i], factors[j])
-            coupling[i, j] = coupling[j, i] = float(-0.5 * torch.log1p(-rho.square()).sum())
+            coupling[i, j] = coupling[j, i] = float(0.5 * (-torch.log1p(-rho.square())).sum())
             largest = rho[:_CORRELATIONS].cpu().numpy()
             correlations[i, j, : len(largest)] = correlations[j, i, : len(largest)] = largest
         rest = torch.cat([group for j, group in enumerate(groups) if j != i] or [first[:0]])
