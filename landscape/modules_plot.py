@@ -60,7 +60,8 @@ def _heat_map(figure: Figure, axes: Axes, result: ModulesResult) -> None:
     axes.set_facecolor("0.92")
     if len(positive):
         high = float(positive.max())
-        low = max(float(positive.min()), high * 10**-_DECADES) * 0.999
+        # At least a decade, so that pairs of about the same coupling look alike.
+        low = min(max(float(positive.min()), high * 10**-_DECADES), high / 10)
         norm = LogNorm(low, high)
         # Light is little, dark is much, also in grey.
         drawn = np.ma.masked_invalid(np.where(np.isnan(values), np.nan, np.maximum(values, 0)))
@@ -71,7 +72,7 @@ def _heat_map(figure: Figure, axes: Axes, result: ModulesResult) -> None:
             for (i, j), value in np.ndenumerate(values):
                 if np.isfinite(value):
                     colour = "white" if value > middle else "black"
-                    text = f"{value:.2g}" if value > 0 else "0"
+                    text = f"{value:.3g}" if value > 0 else "0"
                     axes.text(j, i, text, ha="center", va="center", fontsize=6, color=colour)
     else:
         axes.imshow(np.zeros_like(values), cmap="Greys")
@@ -105,8 +106,8 @@ def _group_extremes(axes: Axes, result: ModulesResult) -> None:
         names = [plain(name) for name in result.names]
         axes.set_yticks(place, names, fontsize=7 if len(place) <= 16 else 4)
     axes.set_xlabel("largest eigenvalue of whitened A")
-    title = f"smallest {found.lowest:.3g}, block-diagonal {found.lowest_diagonal:.3g}"
-    axes.set_title(title, fontsize=9)
+    title = f"smallest {found.lowest:.2g}\nof the block-diagonal part {found.lowest_diagonal:.2g}"
+    axes.set_title(title, fontsize=8)
     axes.legend(fontsize=7, loc="lower right")
 
 
