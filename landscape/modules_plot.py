@@ -108,7 +108,7 @@ def _group_extremes(axes: Axes, result: ModulesResult) -> None:
     axes.set_xlabel("largest eigenvalue of whitened A")
     title = f"smallest {found.lowest:.2g}\nof the block-diagonal part {found.lowest_diagonal:.2g}"
     axes.set_title(title, fontsize=8)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _over_steps(left: Axes, right: Axes, results: Sequence[ModulesResult]) -> None:

@@ -165,6 +165,36 @@ def test_a_file_of_groups(modules, tiny):
     assert some["size"] == [8, 2]
 
 
+def test_pairs_that_are_not_measured_are_said_and_drawn_by_their_norms(modules, tiny, cli):
+    path = tiny.folder / "groups.toml"
+    path.write_text('[groups]\na = "0.weight"\nb = "0.bias"\nc = "2.weight"\nd = "2.bias"\n')
+    options = (*FREE, "--groups", path)
+    found = modules(*options, "--no-pairs", "--plot", tiny.folder / "f.png")
+    assert found.code == 0, found.err
+    (result,) = found.document["results"]
+    values = result["values"]
+    assert any("6 pairs of 4 groups are not measured" in text for text in result["warnings"])
+    assert values["coupling"][0][1] is None
+    assert values["total"]["value"] > 0
+    assert (tiny.folder / "f.png").stat().st_size > 1000
+    more = modules(*options, "--pairs").values
+    assert more["total"] == values["total"]
+    exact = modules("--tilt", "50", "--groups", path).values
+    for i, j in ((0, 1), (0, 2), (1, 3), (2, 3)):
+        error = 6 * more["coupling_stderr"][i][j] + 1e-6
+        assert more["coupling"][i][j] == pytest.approx(exact["coupling"][i][j], abs=error)
+
+
+def test_too_few_steps_are_said_and_fail_under_strict(modules):
+    options = (*FREE, "--steps", "2", "--tilt", "1e4")
+    found = modules(*options, "--strict")
+    assert found.code == 4
+    assert "--steps" in found.errors[0]
+    (result,) = found.document["results"]
+    assert any("Lanczos steps leave" in text for text in result["warnings"])
+    assert result["values"]["truncation"] > 0
+
+
 def test_a_plan(modules, tiny):
     found = modules(*FREE, "--dry-run")
     assert found.code == 0, found.err

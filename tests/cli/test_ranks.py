@@ -160,7 +160,7 @@ def test_signals_end_chains_with_one_message(tiny, checkpoint, tmp_path, signals
     assert errors(ended[1][0]) == []
 
 
-@pytest.mark.parametrize("command", ["show", "flat", "train", "batch"])
+@pytest.mark.parametrize("command", ["show", "flat", "modules", "train", "batch"])
 def test_other_commands_say_that_they_work_alone(cli, monkeypatch, command):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a")):
         monkeypatch.setenv(name, value)
