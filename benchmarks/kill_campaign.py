@@ -67,6 +67,16 @@ CASES: Mapping[str, tuple[str, ...]] = {
         *("compare", *FEW, "--ablate", "1:0=mean", "--ablate", "weights:0.weight:1=resample"),
         *("--volume", "task", *PRIOR),
     ),
+    "slice": (
+        *("slice", *FEW, "--graph-memory", "0", "--along", "eigen:1", "--along", "random"),
+        *("--points", "61"),
+    ),
+    "modules": (
+        *("modules", *FEW, "--method", "matrix-free", "--probes", "4", "--cutoff", "0.01"),
+    ),
+    "information": (
+        *("information", *FEW, "--graph-memory", "0", "--method", "probes", "--probes", "200"),
+    ),
 }
 BATCH = """
 checkpoints = ["runs/*"]

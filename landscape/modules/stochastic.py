@@ -151,8 +151,9 @@ class _Work:
             rows.append(np.asarray(unit["numbers"]))
         table = np.stack(rows)
         return {
-            "lowest": table[0, 0],
-            "highest": table[0, 1],
+            # Those of the blocks lie between (Cauchy), whatever the residuals.
+            "lowest": table[:, 0].min(),
+            "highest": table[:, 1].max(),
             "lowest_groups": table[1:, 0],
             "highest_groups": table[1:, 1],
             "residual": table[:, 2].max(),

@@ -189,6 +189,16 @@ def test_a_planted_coupling_has_its_rank_and_the_closed_form(rank):
     assert found.correlation_bound[0, 1] >= float(rho[0]) - 1e-6
 
 
+def test_extremes_of_the_whole_reach_as_far_as_those_of_the_groups():
+    """Lanczos finds the smallest of a decaying spectrum late, and that of a small block exactly."""
+    parts = groups((300, 8))
+    matrix = block_diagonal(parts)
+    matrix[parts[1][0]] = matrix[:, parts[1][0]] = 0.0
+    found = stochastic(matrix, parts, steps=10, probes=2)
+    assert found.lowest <= found.lowest_diagonal < 1e-15
+    assert found.highest >= found.highest_diagonal
+
+
 def test_a_block_of_higher_rank_than_the_sketch_is_a_lower_bound():
     parts, matrix = groups((40, 36)), decaying(76, 2)
     found = stochastic(matrix, parts, sketch=12)
