@@ -12,6 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 CASES = ("hessian lanczos", "hessian exact", "volume quadratic", "volume radial", "volume anneal")
+FAST = ("flat", "compare", "slice", "information", "modules")
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def campaign(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*CASES, "flat", "compare", "compare ablated", "batch run"])
+@pytest.mark.parametrize("case", [*CASES, *FAST, "batch run"])
 def test_killed_runs_resume_to_the_same_numbers(tmp_path, case):
     command = [sys.executable, str(FOLDER / "kill_campaign.py"), "--kills", "8", "--cases", case]
     done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True)
