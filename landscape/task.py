@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from landscape.criteria import Batch, Criterion, as_criterion
 from landscape.errors import LandscapeError, TaskError, UsageError
+from landscape.tasks._extras import next_step
 
 if TYPE_CHECKING:
     from landscape.flat.declared import DeclaredSymmetry
@@ -362,4 +363,5 @@ def _describe(error: BaseException, path: Path | None = None) -> str:
             where = f" (line {mine[-1]})"
         elif path is None and frames:
             where = f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})"
-    return f"{type(error).__name__}: {error}{where}"
+    step = next_step(error)
+    return f"{type(error).__name__}: {error}{where}{step and f'. {step}'}"

@@ -237,6 +237,21 @@ class TestFiles:
         with pytest.raises(TaskError, match=f"failed to import.*{words}"):
             resolve_task(path)
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "raise error",
+            "try:\n    raise error\nexcept RuntimeError as cause:\n"
+            "    raise ModuleNotFoundError('Could not import module') from cause",
+            "def build():\n    raise error",
+        ],
+        ids=["itself", "cause", "builder"],
+    )
+    def test_a_torchvision_of_another_torch(self, tmp_path, text):
+        error = "error = RuntimeError('operator torchvision::nms does not exist')\n"
+        with pytest.raises(TaskError, match=r"built for another torch.*pip install.*torchvision"):
+            resolve_task(write(tmp_path, error + text))
+
     def test_an_interrupt_passes(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             resolve_task(write(tmp_path, "raise KeyboardInterrupt"))
