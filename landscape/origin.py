@@ -29,13 +29,12 @@ class Origin:
     command: str
 
 
-# Ends of the class names in config.json of transformers, the task and what it needs besides.
-_ARCHITECTURES = (
-    ("ForCausalLM", "hf-causal-lm", ("text=FILE.txt",)),
-    ("LMHeadModel", "hf-causal-lm", ("text=FILE.txt",)),
-    ("ForSequenceClassification", "hf-classifier", ("data=FILE.csv",)),
-    ("ForImageClassification", "hf-image-classifier", ("data=FOLDER",)),
-)
+# What the adapters of transformers need besides the model.
+_NEEDS = {
+    "hf-causal-lm": "text=FILE.txt",
+    "hf-classifier": "data=FILE.csv",
+    "hf-image-classifier": "data=FOLDER",
+}
 # Tensors that tell an architecture of image classifiers, and the library whose names they are.
 _IMAGE_MODELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("timm", "a vision transformer", ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")),
@@ -81,6 +80,8 @@ def _adapter(checkpoint: Checkpoint, library: str, task: str, *settings: str) ->
 
 
 def _hugging_face(checkpoint: Checkpoint) -> Origin | None:
+    from landscape.tasks import adapter_of
+
     folder = checkpoint.path
     if not os.path.isdir(folder):
         return None
@@ -88,10 +89,9 @@ def _hugging_face(checkpoint: Checkpoint) -> Origin | None:
         base = str(adapter.get("base_model_name_or_path", ""))
         kind = str(adapter.get("task_type", ""))
         task = "hf-classifier" if kind == "SEQ_CLS" else "hf-causal-lm"
-        needs = "data=FILE.csv" if kind == "SEQ_CLS" else "text=FILE.txt"
         words = f"peft, an adapter of {base or 'a model that it does not name'}"
         where = [] if os.path.isdir(base) else ["base=FOLDER"]
-        return _adapter(checkpoint, words, task, *where, needs)
+        return _adapter(checkpoint, words, task, *where, _NEEDS[task])
     config = _config(folder, "config.json")
     if not config:
         return None
@@ -101,9 +101,8 @@ def _hugging_face(checkpoint: Checkpoint) -> Origin | None:
     listed = config.get("architectures")
     classes = [str(name) for name in listed] if isinstance(listed, list) else []
     library = f"transformers, {', '.join(classes)}" if classes else "transformers"
-    for end, task, settings in _ARCHITECTURES:
-        if any(name.endswith(end) for name in classes):
-            return _adapter(checkpoint, library, task, f"model={folder}", *settings)
+    if (fitting := adapter_of(classes)) is not None:
+        return _adapter(checkpoint, library, fitting, f"model={folder}", _NEEDS[fitting])
     return _task_file(checkpoint, library)
 
 
