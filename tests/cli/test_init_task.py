@@ -158,3 +158,17 @@ def test_an_existing_file_stays(cli, tiny):
     assert out.read_text() == "mine"
     assert cli("init-task", tiny.checkpoint, "-o", out, "--overwrite").code == 0
     assert "nn.Linear(3, 4)" in out.read_text()
+
+
+def test_an_adapter_that_needs_no_file_is_named(cli, tmp_path):
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    done = cli("init-task", folder, "-o", tmp_path / "task.py")
+    assert done.code == 0, done.err
+    assert "hf-causal-lm needs no task file" in done.err
+    assert "--task hf-causal-lm" in " ".join(done.err.split())
+    (folder / "config.json").unlink()
+    done = cli("init-task", folder, "-o", tmp_path / "task.py", "--overwrite")
+    assert "needs no task file" not in done.err
