@@ -50,7 +50,7 @@ def init_task(
     if out.is_dir() or (out.exists() and not overwrite):
         raise UsageError(f"--out {out} exists. Choose another name, or --overwrite")
     stored = read_checkpoint(paths[0], weights_key=weights_key, unsafe_pickle=unsafe_pickle)
-    skeleton = task_skeleton(stored.tensors, checkpoint=paths[0].name)
+    skeleton = task_skeleton(stored.tensors, checkpoint=str(paths[0]), file=str(out))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(skeleton.text, "utf-8")
