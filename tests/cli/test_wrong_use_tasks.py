@@ -24,7 +24,9 @@ class Rows(Dataset):
 USES = [
     Use("task-absent", "hessian {ckpt}", 2, ("Missing option", "--task")),
     option("task-unknown", "--task digit-mlp", 2, "unknown built-in task", "digits-mlp"),
-    option("task-file-missing", "--task {tmp}/none.py", 2, "none.py", "does not exist", "init-task"),
+    option(
+        "task-file-missing", "--task {tmp}/none.py", 2, "none.py", "does not exist", "init-task"
+    ),
     option("task-folder", "--task {tmp}/", 2, "not a file"),
     option("task-module-missing", "--task no.such_module", 2, "no module named 'no'"),
     option("task-not-python", "--task {ckpt}", 2, "not a Python file"),
