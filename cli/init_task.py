@@ -40,6 +40,7 @@ def init_task(
     from landscape.checkpoint import read_checkpoint
     from landscape.errors import UsageError
     from landscape.folders import expand_checkpoints
+    from landscape.origin import recognise
     from landscape.skeleton import task_skeleton
 
     paths = expand_checkpoints([checkpoint])  # Of a series, the architecture is the same.
@@ -49,7 +50,7 @@ def init_task(
     if out.is_dir() or (out.exists() and not overwrite):
         raise UsageError(f"--out {out} exists. Choose another name, or --overwrite")
     stored = read_checkpoint(paths[0], weights_key=weights_key, unsafe_pickle=unsafe_pickle)
-    skeleton = task_skeleton(stored.tensors, checkpoint=paths[0].name)
+    skeleton = task_skeleton(stored.tensors, checkpoint=str(paths[0]), file=str(out))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(skeleton.text, "utf-8")
@@ -58,6 +59,12 @@ def init_task(
             f"--out {out} cannot be written ({error.strerror or error}). Choose another name"
         ) from error
     REPORT.say(f"{printable(out)}: {printable(skeleton.guess)}; complete what is marked TODO")
+    origin = recognise(stored)
+    if origin.task is not None:
+        REPORT.say(
+            f"{printable(origin.library)}: {origin.task} needs no task file: "
+            f"{printable(origin.command)}"
+        )
     REPORT.add(
         {
             "file": str(out),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -29,13 +30,16 @@ class Origin:
     command: str
 
 
-# Ends of the class names in config.json of transformers, the task and what it needs besides.
-_ARCHITECTURES = (
-    ("ForCausalLM", "hf-causal-lm", ("text=FILE.txt",)),
-    ("LMHeadModel", "hf-causal-lm", ("text=FILE.txt",)),
-    ("ForSequenceClassification", "hf-classifier", ("data=FILE.csv",)),
-    ("ForImageClassification", "hf-image-classifier", ("data=FOLDER",)),
-)
+# What the adapters of transformers need besides the model.
+_NEEDS = {
+    "hf-causal-lm": "text=FILE.txt",
+    "hf-classifier": "data=FILE.csv",
+    "hf-image-classifier": "data=FOLDER",
+}
+_SHARD = re.compile(r".+-(?P<this>[0-9]{5})-of-(?P<all>[0-9]{5})\.(?:safetensors|bin)")
+# Names of timm's models have a digit or an underscore; its training script notes a bare class name
+# where it is not told the model's.
+_TIMM_MODEL = re.compile(r"(?=.*[0-9_])[A-Za-z][A-Za-z0-9_.]{1,99}")
 # Tensors that tell an architecture of image classifiers, and the library whose names they are.
 _IMAGE_MODELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("timm", "a vision transformer", ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")),
@@ -56,7 +60,7 @@ def recognise(checkpoint: Checkpoint) -> Origin:
     Reads ``config.json`` or ``adapter_config.json`` beside the weights, where they are a folder;
     runs nothing.
     """
-    for look in (_hugging_face, _own, _lightning, _image_model):
+    for look in (_shard, _hugging_face, _own, _lightning, _image_model):
         if (found := look(checkpoint)) is not None:
             return found
     library = {
@@ -80,7 +84,18 @@ def _adapter(checkpoint: Checkpoint, library: str, task: str, *settings: str) ->
     return Origin(library, task, shlex.join(words))
 
 
+def _shard(checkpoint: Checkpoint) -> Origin | None:
+    found = _SHARD.fullmatch(os.path.basename(checkpoint.path))
+    if found is None or int(found["all"]) < 2 or os.path.isdir(checkpoint.path):
+        return None
+    words = f"one shard of a model ({int(found['this'])} of {int(found['all'])}): name its folder"
+    folder = os.path.dirname(checkpoint.path) or os.curdir
+    return Origin(words, None, shlex.join(["landscape", "inspect", folder]))
+
+
 def _hugging_face(checkpoint: Checkpoint) -> Origin | None:
+    from landscape.tasks import adapter_of
+
     folder = checkpoint.path
     if not os.path.isdir(folder):
         return None
@@ -88,10 +103,9 @@ def _hugging_face(checkpoint: Checkpoint) -> Origin | None:
         base = str(adapter.get("base_model_name_or_path", ""))
         kind = str(adapter.get("task_type", ""))
         task = "hf-classifier" if kind == "SEQ_CLS" else "hf-causal-lm"
-        needs = "data=FILE.csv" if kind == "SEQ_CLS" else "text=FILE.txt"
         words = f"peft, an adapter of {base or 'a model that it does not name'}"
         where = [] if os.path.isdir(base) else ["base=FOLDER"]
-        return _adapter(checkpoint, words, task, *where, needs)
+        return _adapter(checkpoint, words, task, *where, _NEEDS[task])
     config = _config(folder, "config.json")
     if not config:
         return None
@@ -101,9 +115,8 @@ def _hugging_face(checkpoint: Checkpoint) -> Origin | None:
     listed = config.get("architectures")
     classes = [str(name) for name in listed] if isinstance(listed, list) else []
     library = f"transformers, {', '.join(classes)}" if classes else "transformers"
-    for end, task, settings in _ARCHITECTURES:
-        if any(name.endswith(end) for name in classes):
-            return _adapter(checkpoint, library, task, f"model={folder}", *settings)
+    if (fitting := adapter_of(classes)) is not None:
+        return _adapter(checkpoint, library, fitting, f"model={folder}", _NEEDS[fitting])
     return _task_file(checkpoint, library)
 
 
@@ -131,8 +144,13 @@ def _lightning(checkpoint: Checkpoint) -> Origin | None:
 
 
 def _image_model(checkpoint: Checkpoint) -> Origin | None:
+    noted = checkpoint.metadata.get("arch", "")
+    model = noted if _TIMM_MODEL.fullmatch(noted) else "NAME"
     for library, words, names in _IMAGE_MODELS:
         if checkpoint.tensors.keys() >= {*names}:
             known = f"{words} by its names, as in {library}"
-            return _adapter(checkpoint, known, library, "model=NAME", "data=FOLDER")
+            return _adapter(checkpoint, known, library, f"model={model}", "data=FOLDER")
+    # timm's training script numbers its format.
+    if model != "NAME" and checkpoint.metadata.get("version") == "2":
+        return _adapter(checkpoint, f"timm, {model}", "timm", f"model={model}", "data=FOLDER")
     return None

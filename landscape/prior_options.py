@@ -136,12 +136,12 @@ def resolve_sigma(
         return _numbers(sigma, space), ()
     if sigma == "init":
         found = list(initial_moments(task, space, seed=seed).spread)
-        lacking = "have no spread at initialisation"
+        lacks, lacking = "has no spread at initialisation", "have no spread at initialisation"
         whole = "the root mean square spread of the others"
         todo = "random initial weights. Use --sigma rms or a number"
     elif sigma in ("rms", "layer-rms"):
         found = [_rms(part) for part in space.split(_checked(anchor, space))]
-        lacking = "are zero in the checkpoint"
+        lacks, lacking = "is zero in the checkpoint", "are zero in the checkpoint"
         whole = "the root mean square of all coordinates"
         todo = "an anchor that is not zero. Use --sigma init or a number"
     else:
@@ -159,7 +159,10 @@ def resolve_sigma(
     if sigma == "rms":
         return (floor,) * len(found), ()
     bare = [name for name, value in zip(space.names, found, strict=True) if not value > 0]
-    note = f"--sigma {sigma}: {len(bare)} tensors {lacking} and get {floor:.4g}, {whole}: "
+    few = (
+        f"1 tensor {lacks} and gets" if len(bare) == 1 else f"{len(bare)} tensors {lacking} and get"
+    )
+    note = f"--sigma {sigma}: {few} {floor:.4g}, {whole}: "
     return tuple(value or floor for value in found), (note + shown(bare),) if bare else ()
 
 

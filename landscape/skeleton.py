@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import keyword
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,7 @@ _MAX_LAYERS = 100
 _MAX_DEPTH = 20
 _MAX_LISTED = 40
 _MAX_POSITIONS = 300
+_MAX_LINE = 90
 _EXAMPLES = 64
 _EMBEDDINGS = ("emb", "wte", "wpe", "token", "vocab")
 
@@ -52,12 +55,13 @@ class _Layer:
     outputs: int = 0
 
 
-def task_skeleton(tensors: Mapping[str, Tensor], *, checkpoint: str) -> Skeleton:
+def task_skeleton(tensors: Mapping[str, Tensor], *, checkpoint: str, file: str) -> Skeleton:
     """Write a task file for the tensors of a checkpoint.
 
     Args:
         tensors: by name.
         checkpoint: its path, for the text.
+        file: the path that the text is for.
     """
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
     for name in sorted(tensors, key=natural_key):
@@ -70,7 +74,22 @@ def task_skeleton(tensors: Mapping[str, Tensor], *, checkpoint: str) -> Skeleton
         model = _sequential(found) or _chain(found) or _module(found)
     else:
         model = _unknown(tensors)
-    return Skeleton(_TEMPLATE.format(checkpoint=_comment(checkpoint), **model.parts()), *model.said)
+    text = _TEMPLATE.format(
+        checkpoint=_comment(os.path.basename(checkpoint)),
+        command=_command(checkpoint, file),
+        **model.parts(),
+    )
+    return Skeleton(text, *model.said)
+
+
+def _command(checkpoint: str, file: str) -> str:
+    """The command to go on with, by the last parts of paths that make the line too long."""
+    for names in ((checkpoint, file), map(os.path.basename, (checkpoint, file))):
+        one, other = map(shlex.quote, names)
+        line = _comment(f"landscape check {one} --task {other}")
+        if len(line) <= _MAX_LINE:
+            return line
+    return "landscape check CKPT --task THIS_FILE"
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,7 @@ class _Model:
 _TEMPLATE = '''"""A task for {checkpoint}: complete the parts marked TODO.
 
 Guessed from the shapes of its tensors: {guess}.
-Then: landscape check CKPT --task THIS_FILE
+Then: {command}
 """
 
 import sys
@@ -211,15 +230,25 @@ def _sequential(layers: Sequence[_Layer]) -> _Model | None:
     numbered = dict(zip(numbers, _resolve(layers, ordered=True), strict=True))
     lines = [_position(number, numbered) for number in range(max(numbers) + 1)]
     inner = "".join(f"        {line}\n" for line in lines)
-    return _finished(layers, _SEQUENTIAL.format(inner=inner), "model()", "a sequence of layers")
+    note = f"    {_PADDING}\n" if _convolves(layers) else ""
+    return _finished(
+        layers, _SEQUENTIAL.format(note=note, inner=inner), "model()", "a sequence of layers"
+    )
 
 
 _SEQUENTIAL = '''
 def model() -> nn.Module:
     """The architecture."""
-    return nn.Sequential(
+{note}    return nn.Sequential(
 {inner}    )
 '''
+
+
+_PADDING = "# TODO: strides and padding are guesses, which shapes do not tell."
+
+
+def _convolves(layers: Sequence[_Layer]) -> bool:
+    return any(layer.kind.startswith("convolution") for layer in layers)
 
 
 def _position(number: int, numbered: Mapping[int, _Layer]) -> str:
@@ -244,6 +273,8 @@ def _chain(layers: Sequence[_Layer]) -> _Model | None:
     if ordered is None:
         return None
     lines = [f"        self.{layer.name} = {layer.code}" for layer in ordered]
+    if _convolves(layers):
+        lines.insert(0, f"        {_PADDING}")
     steps = []
     for place, layer in enumerate(ordered):
         value = f"self.{layer.name}(x)"
@@ -278,7 +309,7 @@ def _by_width(layers: Sequence[_Layer]) -> list[_Layer] | None:
 def _finished(layers: Sequence[_Layer], code: str, call: str, words: str) -> _Model:
     wide = [layer for layer in layers if layer.inputs]
     first, last = wide[0], wide[-1]
-    shape = [_EXAMPLES, first.inputs]
+    shape, note = [_EXAMPLES, first.inputs], ""
     if first.kind.startswith("convolution"):
         linear = next((layer for layer in wide if layer.kind == "linear"), None)
         turn = wide[wide.index(linear) - 1] if linear else None
@@ -289,6 +320,7 @@ def _finished(layers: Sequence[_Layer], code: str, call: str, words: str) -> _Mo
             [side] * dimension if side**dimension == places else [1] * (dimension - 1) + [places]
         )
         shape += sides
+        note = f"    # TODO: the size of an input, {'x'.join(map(str, sides))}, is a guess.\n"
     inputs = f"torch.randn({', '.join(map(str, shape))}, generator=generator)"
     if first.kind == "embedding":
         inputs = f"torch.randint({first.inputs}, ({_EXAMPLES}, 16), generator=generator)"
@@ -297,7 +329,7 @@ def _finished(layers: Sequence[_Layer], code: str, call: str, words: str) -> _Mo
     target = f"torch.randint({last.outputs}, ({_EXAMPLES},), generator=generator)"
     if not plain:
         target = f"torch.zeros({_EXAMPLES}, {last.outputs})"
-    data = f"    inputs = {inputs}\n    targets = {target}\n    return inputs, targets"
+    data = f"{note}    inputs = {inputs}\n    targets = {target}\n    return inputs, targets"
     runs = last.kind == "linear" and first.kind != "embedding"
     return _Model(code, call, data, "cross_entropy" if plain else "mse", words, runs)
 
@@ -323,6 +355,8 @@ def _module(layers: Sequence[_Layer]) -> _Model:
         code = _nested(node, 8)
         plain = _identifier(name)
         lines.append(f"        self.{name} = {code}" if plain else _added(name, code))
+    if _convolves(layers):
+        lines.insert(0, f"        {_PADDING}")
     code = _class(lines, ['        raise NotImplementedError("TODO: the computation")'], "")
     return _left_open(code, "modules whose connections it does not tell")
 

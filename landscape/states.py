@@ -195,8 +195,14 @@ def is_state(value: object) -> bool:
     return any(isinstance(entry, Tensor) for entry in islice(entries, _MAX_LOOK))
 
 
+def _has_weights(value: object) -> bool:
+    """Whether a mapping holds a tensor with a dimension, unlike the scores that callbacks keep."""
+    entries = islice((mapping(value) or {}).values(), _MAX_LOOK)
+    return any(isinstance(entry, Tensor) and entry.ndim > 0 for entry in entries)
+
+
 def state_paths(top: Mapping[Any, Any]) -> list[str]:
-    """The keys of mappings of tensors, down to two levels, among the first thousand looked at."""
+    """The keys of mappings of weights, down to two levels, among the first thousand looked at."""
     paths: list[str] = []
     looks = 0
     for outer, value in top.items():
@@ -204,9 +210,9 @@ def state_paths(top: Mapping[Any, Any]) -> list[str]:
             looks += 1
             if looks > _MAX_LOOK:
                 return paths
-            paths += [f"{outer}.{key}"] if is_state(entry) else []
+            paths += [f"{outer}.{key}"] if _has_weights(entry) else []
         looks += 1
-        paths += [str(outer)] if is_state(value) else []
+        paths += [str(outer)] if _has_weights(value) else []
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -19,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from landscape.criteria import Batch, Criterion, as_criterion
 from landscape.errors import LandscapeError, TaskError, UsageError
+from landscape.tasks._extras import next_step
 
 if TYPE_CHECKING:
     from landscape.flat.declared import DeclaredSymmetry
@@ -171,8 +173,6 @@ def _resolve(
     elif "." in target or ":" in name:
         path, builder = _from_module(target, attribute)
     else:
-        import difflib
-
         known = sorted(_builtin())
         near = difflib.get_close_matches(target, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -221,7 +221,10 @@ def _split(name: str) -> tuple[str, str]:
 def _from_file(target: str, attribute: str) -> tuple[str, object]:
     path = Path(os.path.expanduser(target))
     if not os.path.exists(path):
-        raise UsageError(f"task file {target!r} does not exist (working directory {Path.cwd()})")
+        raise UsageError(
+            f"task file {target!r} does not exist (working directory {Path.cwd()})."
+            f"{_near(path)} To write one from a checkpoint: landscape init-task CKPT -o FILE.py"
+        )
     if not path.is_file():
         raise UsageError(f"task {target!r} is not a file; expected a Python file")
     path = path.resolve()
@@ -242,6 +245,16 @@ def _from_file(target: str, attribute: str) -> tuple[str, object]:
             f"task file {target!r} failed to import: {_describe(error, path)}"
         ) from error
     return str(path), _attribute(module, attribute, target)
+
+
+def _near(path: Path) -> str:
+    """A question after the Python file of the nearest name in a path's folder, where there is."""
+    try:
+        names = [found.name for found in path.parent.glob("*.py")]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
 
 
 def _search_in(folder: str) -> None:
@@ -341,9 +354,24 @@ def _check_arguments(
     try:
         signature.bind(**settings)
     except TypeError as error:
-        own = [str(p) for p in signature.parameters.values() if p.name not in given]
-        accepted = ", ".join(own) or "no arguments"
-        raise UsageError(f"task {name!r}: {error}; --set accepts: {accepted}") from None
+        own = [p for p in signature.parameters.values() if p.name not in given]
+        accepted = ", ".join(_setting(p) for p in own) or "no settings"
+        unknown = [key for key in settings if key not in signature.parameters]
+        seen, hint = str(error), ""
+        if unknown and not any(p.kind == p.VAR_KEYWORD for p in own):
+            near = difflib.get_close_matches(unknown[0], [p.name for p in own], n=1)
+            seen = f"unknown setting {unknown[0]!r}"
+            hint = f". Did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"task {name!r}: {seen}; --set accepts: {accepted}{hint}") from None
+
+
+def _setting(parameter: inspect.Parameter) -> str:
+    """A builder's argument for a message: its name, and its default where it has one."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return str(parameter.replace(annotation=parameter.empty))
+    if parameter.default in (parameter.empty, None):
+        return parameter.name
+    return f"{parameter.name}={parameter.default!r}"
 
 
 def _describe(error: BaseException, path: Path | None = None) -> str:
@@ -362,4 +390,5 @@ def _describe(error: BaseException, path: Path | None = None) -> str:
             where = f" (line {mine[-1]})"
         elif path is None and frames:
             where = f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})"
-    return f"{type(error).__name__}: {error}{where}"
+    step = next_step(error)
+    return f"{type(error).__name__}: {error}{where}{step and f'. {step}'}"

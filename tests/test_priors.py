@@ -276,6 +276,17 @@ def test_init_prior():
     assert prior.notes[0].endswith("norm.weight, norm.bias")
 
 
+def test_one_tensor_without_a_spread_is_named_in_the_singular():
+    given = make()
+    space = given["space"]
+    for name, rows in zip(space.names, space.split(given["anchor"]), strict=True):
+        if name == "norm.bias":
+            rows.zero_()
+    prior = resolve_prior(**given, mean="zero", sigma="layer-rms", seed=3)
+    assert "1 tensor is zero in the checkpoint and gets" in prior.notes[0]
+    assert prior.notes[0].endswith(": norm.bias")
+
+
 def test_initial_draws_depend_on_the_seed_alone():
     given = make()
     again = {**given, "anchor": 2 * given["anchor"]}

@@ -237,6 +237,21 @@ class TestFiles:
         with pytest.raises(TaskError, match=f"failed to import.*{words}"):
             resolve_task(path)
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "raise error",
+            "try:\n    raise error\nexcept RuntimeError as cause:\n"
+            "    raise ModuleNotFoundError('Could not import module') from cause",
+            "def build():\n    raise error",
+        ],
+        ids=["itself", "cause", "builder"],
+    )
+    def test_a_torchvision_of_another_torch(self, tmp_path, text):
+        error = "error = RuntimeError('operator torchvision::nms does not exist')\n"
+        with pytest.raises(TaskError, match=r"built for another torch.*pip install.*torchvision"):
+            resolve_task(write(tmp_path, error + text))
+
     def test_an_interrupt_passes(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             resolve_task(write(tmp_path, "raise KeyboardInterrupt"))
@@ -245,6 +260,15 @@ class TestFiles:
         path = write(tmp_path, "from landscape.errors import UsageError\nraise UsageError('mine')")
         with pytest.raises(UsageError, match=r"^mine$"):
             resolve_task(path)
+
+    def test_an_absent_file_leads_to_one_that_is_there_or_to_a_new_one(self, tmp_path):
+        path = write(tmp_path, SOURCE, "my_task.py")
+        with pytest.raises(UsageError, match="landscape init-task CKPT") as caught:
+            resolve_task(str(tmp_path / "mytask.py"))
+        assert f"Did you mean {path!r}?" in str(caught.value)
+        with pytest.raises(UsageError, match="landscape init-task CKPT") as caught:
+            resolve_task(str(tmp_path / "else.py"))
+        assert "Did you mean" not in str(caught.value)
 
 
 class TestBuilders:
@@ -273,16 +297,29 @@ class TestBuilders:
     @pytest.mark.parametrize(
         ("signature", "settings", "words"),
         [
-            ("", {"a": 1}, "unexpected keyword argument 'a'; --set accepts: no arguments"),
-            ("b, c=2", {}, "missing a required argument: 'b'; --set accepts: b, c=2"),
+            ("", {"a": 1}, "unknown setting 'a'; --set accepts: no settings$"),
+            ("b, c=2", {}, "missing a required argument: 'b'; --set accepts: b, c=2$"),
             ("b, /", {"b": 1}, "positional"),
+            (
+                "*, text: str | None = None, width: int = 3",
+                {"txt": "a"},
+                "unknown setting 'txt'; --set accepts: text, width=3. Did you mean 'text'[?]$",
+            ),
+            ("b, **rest", {"a": 1}, r"missing a required argument: 'b'; .* b, \*\*rest$"),
         ],
-        ids=["unknown", "missing", "positional"],
+        ids=["unknown", "missing", "positional", "near", "any"],
     )
     def test_settings_that_do_not_fit(self, tmp_path, signature, settings, words):
         path = write(tmp_path, f"def build({signature}):\n    pass")
         with pytest.raises(UsageError, match=words):
             resolve_task(path, settings)
+
+    def test_the_path_that_an_adapter_is_given_is_no_setting_of_the_user_s(self):
+        words = r"unknown setting 'txt'; --set accepts: text, .*Did you mean 'text'"
+        with pytest.raises(UsageError, match=words) as caught:
+            resolve_task("hf-causal-lm", {"txt": "a"}, checkpoint="model.safetensors")
+        assert "checkpoint" not in str(caught.value)
+        assert "None" not in str(caught.value)
 
     def test_a_ready_task_takes_no_settings(self, file):
         with pytest.raises(UsageError, match="not a builder"):

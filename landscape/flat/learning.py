@@ -80,7 +80,8 @@ def learning_coefficient(
             lowest=float(e.min(initial=math.inf)) if len(e) else math.nan,
             highest=float(e.max(initial=0.0)) if len(e) else math.nan,
             misfit=math.nan,
-            reason=f"{distinct} cutoffs with a log-volume; expected {_FEWEST} or more",
+            reason=f"{distinct} cutoff{'s' * (distinct != 1)} with a log-volume; expected "
+            f"{_FEWEST} or more",
         )
     order = np.argsort(e)
     e, y, error = e[order], y[order], error[order]

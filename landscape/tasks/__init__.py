@@ -5,10 +5,11 @@ Importing this package loads neither torch nor scikit-learn, so that listing the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ADAPTERS", "BUILTIN_TASKS", "BuiltinTask", "Recipe"]
+__all__ = ["ADAPTERS", "BUILTIN_TASKS", "BuiltinTask", "Recipe", "adapter_of"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class BuiltinTask:
         summary: one line for listings.
         trainable: whether ``landscape train`` takes it.
         needs_checkpoint: whether ``build(checkpoint=...)`` takes the path of the first checkpoint.
+        architectures: ends of the class names, in a ``config.json`` of transformers, that it
+            measures.
     """
 
     name: str
@@ -29,6 +32,7 @@ class BuiltinTask:
     summary: str
     trainable: bool = True
     needs_checkpoint: bool = False
+    architectures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,7 @@ ADAPTERS: dict[str, BuiltinTask] = {
             "Hugging Face causal language model on a text",
             trainable=False,
             needs_checkpoint=True,
+            architectures=("ForCausalLM", "LMHeadModel"),
         ),
         BuiltinTask(
             "hf-classifier",
@@ -100,6 +105,7 @@ ADAPTERS: dict[str, BuiltinTask] = {
             "Hugging Face classifier of texts or pairs of texts",
             trainable=False,
             needs_checkpoint=True,
+            architectures=("ForSequenceClassification",),
         ),
         BuiltinTask(
             "hf-image-classifier",
@@ -107,6 +113,7 @@ ADAPTERS: dict[str, BuiltinTask] = {
             "Hugging Face classifier of images",
             trainable=False,
             needs_checkpoint=True,
+            architectures=("ForImageClassification",),
         ),
         BuiltinTask(
             "timm",
@@ -128,3 +135,15 @@ ADAPTERS: dict[str, BuiltinTask] = {
         ),
     )
 }
+
+
+def adapter_of(classes: Sequence[str]) -> str | None:
+    """The adapter that measures one of some classes of transformers; None where none does."""
+    return next(
+        (
+            name
+            for name, adapter in ADAPTERS.items()
+            if any(given.endswith(adapter.architectures) for given in classes)
+        ),
+        None,
+    )

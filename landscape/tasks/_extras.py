@@ -12,6 +12,12 @@ from landscape.errors import TaskError, UsageError
 
 # These import torchvision wherever it is installed.
 _USERS_OF_TORCHVISION = frozenset({"peft", "timm", "torchvision", "transformers"})
+_OPERATOR = "operator torchvision::"
+_MATCHING = (
+    "The installed torchvision was built for another torch. Install the two from one place, for "
+    "example: pip install --force-reinstall torch torchvision "
+    "--index-url https://download.pytorch.org/whl/cpu"
+)
 # Kept for good: operators go with the object that declares them.
 _DECLARED: list[Any] = []
 
@@ -46,8 +52,21 @@ def optional(module: str, extra: str) -> Any:
 def _broken(root: str, error: Exception) -> TaskError:
     return TaskError(
         f"{root} is installed but cannot be imported ({type(error).__name__}: {error}). "
-        "Reinstall it in a version that fits the installed torch"
+        f"{next_step(error) or 'Reinstall it in a version that fits the installed torch'}"
     )
+
+
+def next_step(error: BaseException) -> str:
+    """What to do about an error, or what led to it, that torchvision raises beside another torch.
+
+    Empty where the error is another.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if _OPERATOR in str(seen):
+            return _MATCHING
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 @functools.cache
@@ -63,7 +82,7 @@ def _import_torchvision() -> ModuleType | None:
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
+        if _OPERATOR not in str(error):
             raise
     import torch
 

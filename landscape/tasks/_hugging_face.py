@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from landscape.errors import LandscapeError, TaskError, UsageError
+from landscape.tasks import ADAPTERS, adapter_of
 from landscape.tasks._common import initialise_by
 from landscape.tasks._extras import optional
 from landscape.tasks._files import existing, read_json
@@ -114,6 +115,35 @@ def model_folder(model: object, checkpoint: object) -> Path:
     raise UsageError(
         f"there is no {CONFIG} beside the checkpoint, so the architecture is unknown. Name a "
         "folder written by save_pretrained() with --set model=FOLDER, or give it as checkpoint"
+    )
+
+
+def check_architecture(task: str, folder: Path, checkpoint: object) -> None:
+    """Refuse a checkpoint whose own configuration names a class that another adapter is for.
+
+    A configuration of another place says nothing of the checkpoint's head, nor does that of the
+    model that PEFT adapters are for.
+
+    Args:
+        task: the adapter's name.
+        folder: has the configuration.
+        checkpoint: as given by the command.
+
+    Raises:
+        TaskError: it does.
+    """
+    if checkpoint is None or (folder / ADAPTER).is_file():
+        return
+    own = Path(checkpoint).resolve()  # type: ignore[arg-type]
+    listed = read_json(folder / CONFIG).get("architectures")
+    classes = [str(name) for name in listed] if isinstance(listed, list) else []
+    fitting = adapter_of(classes)
+    if fitting in (None, task) or folder.resolve() not in (own, own.parent):
+        return
+    expected = " or ".join(f"...{end}" for end in ADAPTERS[task].architectures)
+    raise TaskError(
+        f"the checkpoint is {', '.join(classes)}, by {folder / CONFIG}, without the outputs that "
+        f"{task} measures; expected {expected}. Use --task {fitting}"
     )
 
 

@@ -16,6 +16,7 @@ from landscape.tasks._files import ARRAYS, existing
 from landscape.tasks._hugging_face import (
     EXTRA,
     HuggingFaceModel,
+    check_architecture,
     load_model,
     load_tokenizer,
     logits,
@@ -74,11 +75,13 @@ def build(
             its positions, or a setting of the wrong type.
         TaskError: the model cannot be built, is not causal, or cannot keep packed sequences apart.
     """
+    folder = model_folder(model, checkpoint)
+    check_architecture("hf-causal-lm", folder, checkpoint)
     layout = check_choice("layout", layout, LAYOUTS)
     documents = check_choice("documents", documents, DOCUMENTS)
     what = f"a text file, a table (.csv, .jsonl) or tokens ({', '.join(ARRAYS)})"
     path = existing("text", text, what=what)
-    found = load_model("AutoModelForCausalLM", model_folder(model, checkpoint), base=base)
+    found = load_model("AutoModelForCausalLM", folder, base=base)
     sequences: list[Document]
     if path.suffix in ARRAYS:
         sequences, separate = read_tokens(path)

@@ -15,6 +15,7 @@ from landscape.tasks._files import TABLES, existing, read_table
 from landscape.tasks._hugging_face import (
     EXTRA,
     HuggingFaceModel,
+    check_architecture,
     load_model,
     load_tokenizer,
     logits,
@@ -61,6 +62,8 @@ def build(
             length beyond the model's positions, or a setting of the wrong type.
         TaskError: the model cannot be built, or gives every example several labels.
     """
+    folder = model_folder(model, checkpoint)
+    check_architecture("hf-classifier", folder, checkpoint)
     path = existing("data", data, what=f"a table ({', '.join(TABLES)})")
     if path.suffix not in TABLES:
         raise UsageError(f"setting data={str(data)!r}: expected one of {', '.join(TABLES)}")
@@ -68,7 +71,6 @@ def build(
     options = {}
     if num_labels is not None:
         options["num_labels"] = check_integer("num_labels", num_labels, 1)
-    folder = model_folder(model, checkpoint)
     found = load_model("AutoModelForSequenceClassification", folder, base=base, **options)
     classes = int(found.config.num_labels)
     if found.config.problem_type == "multi_label_classification":

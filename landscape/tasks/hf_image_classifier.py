@@ -13,6 +13,7 @@ from landscape.tasks._extras import optional
 from landscape.tasks._hugging_face import (
     EXTRA,
     HuggingFaceModel,
+    check_architecture,
     load_model,
     logits,
     model_folder,
@@ -53,6 +54,7 @@ def build(
         TaskError: the model or its image processor cannot be built.
     """
     folder = model_folder(model, checkpoint)
+    check_architecture("hf-image-classifier", folder, checkpoint)
     options = {}
     if num_labels is not None:
         options["num_labels"] = check_integer("num_labels", num_labels, 1)

@@ -411,7 +411,7 @@ class TestWrongUse:
             ({"text": "GOOD", "documents": "words"}, "expected one of file, lines, paragraphs"),
             ({"text": "GOOD", "model": "absent"}, "no such folder"),
             ({"text": "GOOD", "model": "/"}, "expected a folder written by save_pretrained"),
-            ({"text": "GOOD", "colour": 1}, "unexpected keyword argument 'colour'"),
+            ({"text": "GOOD", "colour": 1}, "unknown setting 'colour'"),
         ],
     )
     def test_settings(self, llama: Path, good: Path, settings, message: str) -> None:

@@ -251,3 +251,28 @@ class TestWrongUse:
         save_model(tmp_path / "bert", problem_type="multi_label_classification")
         with pytest.raises(TaskError, match="several labels"):
             task_for(tmp_path / "bert", data=write(tmp_path / "a.csv"))
+
+    def test_a_language_model_is_told_before_anything_else(
+        self, bert: Path, tmp_path: Path
+    ) -> None:
+        config = json.loads((bert / "config.json").read_text())
+        (bert / "config.json").write_text(
+            json.dumps(config | {"architectures": ["BertLMHeadModel"]})
+        )
+        data = write(tmp_path / "a.csv", [("to be", "", "no such label")])
+        words = (
+            r"is BertLMHeadModel, by .*config\.json, .*; expected \.\.\.ForSequenceClassification. "
+            "Use --task hf-causal-lm"
+        )
+        with pytest.raises(TaskError, match=words):
+            task_for(bert, data=data)
+
+    def test_a_configuration_of_another_place_tells_no_head(
+        self, bert: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "base").mkdir()
+        config = json.loads((bert / "config.json").read_text())
+        config["architectures"] = ["BertLMHeadModel"]
+        (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+        data = write(tmp_path / "a.csv")
+        assert task_for(bert, data=data, model=tmp_path / "base", tokenizer=bert).data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,45 @@ def test_an_existing_file_stays(cli, tiny):
     assert out.read_text() == "mine"
     assert cli("init-task", tiny.checkpoint, "-o", out, "--overwrite").code == 0
     assert "nn.Linear(3, 4)" in out.read_text()
+
+
+def test_an_adapter_that_needs_no_file_is_named(cli, tmp_path):
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    done = cli("init-task", folder, "-o", tmp_path / "task.py")
+    assert done.code == 0, done.err
+    assert "hf-causal-lm needs no task file" in done.err
+    assert "--task hf-causal-lm" in " ".join(done.err.split())
+    (folder / "config.json").unlink()
+    done = cli("init-task", folder, "-o", tmp_path / "task.py", "--overwrite")
+    assert "needs no task file" not in done.err
+
+
+@pytest.mark.parametrize("name", ["convolutions", "named-convolutions", "nested"])
+def test_what_is_guessed_of_convolutions_is_marked(cli, tmp_path, name):
+    _, task, _ = written(cli, tmp_path, {**COMPLETE, **TO_FINISH}[name])
+    text = task.read_text()
+    assert "TODO: strides and padding" in text
+    assert ("TODO: the size of an input" in text) == (name != "nested")
+
+
+def test_nothing_is_said_of_convolutions_where_there_are_none(cli, tmp_path):
+    _, task, _ = written(cli, tmp_path, COMPLETE["mlp"])
+    assert "padding" not in task.read_text()
+    assert "size of an input" not in task.read_text()
+
+
+@pytest.mark.parametrize("folder", [".", "a b", "x" * 90])
+def test_the_file_names_the_command_to_go_on_with(cli, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir(exist_ok=True)
+    state = {k: v.contiguous() for k, v in COMPLETE["mlp"].state_dict().items()}
+    path = Path(folder) / "my.safetensors"
+    save_file(state, path)
+    assert cli("init-task", path, "-o", "mine.py").code == 0
+    [line] = [t for t in Path("mine.py").read_text().splitlines() if t.startswith("Then: ")]
+    words = shlex.split(line)[1:]
+    seen = str(path) if len(folder) < 9 else path.name
+    assert words == ["landscape", "check", seen, "--task", "mine.py"]

@@ -88,3 +88,46 @@ def test_what_nothing_tells_gets_a_task_file_and_the_key_that_was_chosen(tmp_pat
     assert words == [
         *("landscape", "init-task", str(path), "--weights-key", "model", "-o", "task.py")
     ]
+
+
+def test_a_shard_leads_to_its_folder(tmp_path, monkeypatch):
+    name = "model-00001-of-00004.safetensors"
+    save(tmp_path / name, {"w": torch.ones(2)}, "safetensors")
+    origin = recognise(read_checkpoint(tmp_path / name))
+    assert origin.library == "one shard of a model (1 of 4): name its folder"
+    assert shlex.split(origin.command) == ["landscape", "inspect", str(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    assert recognise(read_checkpoint(name)).command == "landscape inspect ."
+    save("model-00001-of-00001.safetensors", {"w": torch.ones(2)}, "safetensors")
+    whole = recognise(read_checkpoint("model-00001-of-00001.safetensors"))
+    assert "init-task" in whole.command
+
+
+@pytest.mark.parametrize(
+    ("noted", "names", "task", "model"),
+    [
+        ({"arch": "vit_tiny_patch16_224"}, NAMES["timm"], "timm", "vit_tiny_patch16_224"),
+        ({"arch": "visiontransformer"}, NAMES["timm"], "timm", "NAME"),
+        ({"arch": "a; rm -r 1"}, NAMES["timm"], "timm", "NAME"),
+        ({"arch": "resnet18"}, NAMES["torchvision"], "torchvision", "resnet18"),
+        ({"arch": "convnext_tiny", "version": "2"}, ["stem.0.weight"], "timm", "convnext_tiny"),
+    ],
+)
+def test_a_training_script_s_note_names_the_image_model(noted, names, task, model):
+    origin = recognise(in_memory({name: torch.ones(1) for name in names}, metadata=noted))
+    assert origin.task == task
+    assert f"model={model}" in shlex.split(origin.command)
+
+
+def test_the_note_of_another_training_script_names_no_library():
+    noted = {"arch": "my_model_2"}
+    assert recognise(in_memory({"w": torch.ones(1)}, metadata=noted)).task is None
+
+
+def test_scores_that_callbacks_keep_are_no_weights(tmp_path):
+    callbacks = {
+        "ModelCheckpoint{'monitor': 'loss'}": {"best_model_score": torch.tensor(0.5)},
+        "Averaging": {"average": torch.ones(2)},
+    }
+    path = save(tmp_path / "pl.ckpt", {"state_dict": {"w": torch.ones(2)}, "callbacks": callbacks})
+    assert read_checkpoint(path).others == ("callbacks.Averaging",)

@@ -24,7 +24,9 @@ class Rows(Dataset):
 USES = [
     Use("task-absent", "hessian {ckpt}", 2, ("Missing option", "--task")),
     option("task-unknown", "--task digit-mlp", 2, "unknown built-in task", "digits-mlp"),
-    option("task-file-missing", "--task {tmp}/none.py", 2, "none.py", "does not exist"),
+    option(
+        "task-file-missing", "--task {tmp}/none.py", 2, "none.py", "does not exist", "init-task"
+    ),
     option("task-folder", "--task {tmp}/", 2, "not a file"),
     option("task-module-missing", "--task no.such_module", 2, "no module named 'no'"),
     option("task-not-python", "--task {ckpt}", 2, "not a Python file"),
@@ -75,7 +77,8 @@ USES = [
         IMPORTS + "def build():\n    return Task(model=torch.ones(1), data=(), criterion='mse')",
     ),
     option("set-without-equals", "--set width", 2, "--set 'width'", "key=value"),
-    option("set-unknown", "--set width=3", 2, "unexpected", "width", "--set accepts: unused=1"),
+    option("set-unknown", "--set width=3", 2, "unknown", "width", "--set accepts: unused=1"),
+    option("set-near", "--set unusd=3", 2, "'unusd'", "Did you mean 'unused'?"),
     option("set-twice", "--set unused=3 --set unused=4", 2, "--set unused", "twice"),
     task_use(
         "criterion-unknown", 3, ("'entropy'", "cross_entropy"), at=None, criterion="'entropy'"

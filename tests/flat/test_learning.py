@@ -100,7 +100,8 @@ def test_the_order_of_cutoffs_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    "values", [[-3.0, -2.0], [-3.0, -2.0, -math.inf], [math.nan] * 4, [], [-3.0, -3.0, -3.0]]
+    "values",
+    [[-3.0], [-3.0, -2.0], [-3.0, -2.0, -math.inf], [math.nan] * 4, [], [-3.0, -3.0, -3.0]],
 )
 def test_too_few_cutoffs_are_refused_with_a_reason(values):
     cutoffs = np.logspace(-3, -1, len(values))
@@ -110,6 +111,8 @@ def test_too_few_cutoffs_are_refused_with_a_reason(values):
     assert math.isnan(found.value)
     assert math.isnan(found.stderr)
     assert "expected 3 or more" in found.reason
+    words = {0: "0 cutoffs with", 1: "1 cutoff with", 2: "2 cutoffs with"}
+    assert found.reason.startswith(words[found.n_cutoffs])
 
 
 @pytest.mark.parametrize(
