@@ -174,6 +174,7 @@ class SliceRun(Measurement):
         )
         axes = [coordinates(d.low, d.high, self.options.count) for d in directions]
         at = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)
+        passes = int(risk.n_forward)  # Of this run, as of every other: points may be older.
         found, known = evaluate(risk, Surface(risk, rays), at, units=units, progress=tick)
         shape = tuple(len(axis) for axis in axes)
         excess = found if self.settings.loss == "behaviour" else found - base
@@ -186,6 +187,7 @@ class SliceRun(Measurement):
                 status="complete",
                 watch=watch,
                 n_matvecs=products + (0 if eigen is None else eigen.n_matvecs),
+                n_forward=passes + len(known.loss),
                 warnings=_warnings(rays, directions, found),
             ),
             indices=self.indices,

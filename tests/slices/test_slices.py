@@ -517,6 +517,7 @@ class TestReuse:
         for name in ("loss", "excess_loss", "quadratic", "x", "y"):
             assert np.array_equal(getattr(found, name), getattr(whole, name))
         assert found.info.n_matvecs == whole.info.n_matvecs
+        assert found.info.n_forward == whole.info.n_forward >= 16
 
     def test_an_interrupted_search_for_eigenvectors_continues(self):
         class Eager(MemoryUnits):
