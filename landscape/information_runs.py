@@ -176,8 +176,7 @@ class InformationRun(Measurement):
                 tol=self._tol,
                 seed=settings.seed,
             )
-        split = measure(hessian, ggn, blocks, units=units, progress=progress)
-        return split, hessian.product.n_products + ggn.product.n_products
+        return measure(hessian, ggn, blocks, units=units, progress=progress)
 
 
 def _unclear(ranks: tuple[EffectiveRank, ...]) -> list[str]:

@@ -38,8 +38,8 @@ def exact_split(
     tol: float,
     units: Units,
     progress: Progress,
-) -> Split:
-    """Everything from both explicit matrices.
+) -> tuple[Split, int]:
+    """Everything from both explicit matrices, and the products behind it.
 
     Args:
         hessian: H of size n.
@@ -64,7 +64,7 @@ def exact_split(
         [found] = norms_of(squares, {layer: len(place)})
         negative = float((own < -tol * float(own.abs().max())).sum())
         norms.append(_exactly(found, negative=negative))
-    return Split(
+    split = Split(
         exact=True,
         n_probes=0,
         norms=tuple(norms),
@@ -73,6 +73,7 @@ def exact_split(
         at_least=False,
         squares=np.zeros((0, len(norms), _PARTS)),
     )
+    return split, 2 * hessian.n
 
 
 def _exactly(found: SplitNorms, *, negative: float) -> SplitNorms:
@@ -107,7 +108,7 @@ def probed_split(
     seed: int,
     units: Units,
     progress: Progress,
-) -> Split:
+) -> tuple[Split, int]:
     """Norms from probes, ``E |A v|^2 = |A|_F^2`` for v of independent signs, and Lanczos.
 
     A diagonal block has probes of its own, since products with the whole mix it with others. As
@@ -124,6 +125,9 @@ def probed_split(
         seed: of the probes and the start vector.
         units: where finished probes and Ritz values are kept.
         progress: called with the products done.
+
+    Returns:
+        the split, and the number of products behind it.
 
     Cost: ``2 probes (1 + blocks) + steps`` products, and ``steps`` n numbers.
     """
@@ -154,7 +158,7 @@ def probed_split(
     hessian.release()
     whole, *others = norms_of(squares, widths)
     negative = float((ritz < -tol * np.abs(ritz).max()).sum()) if steps else math.nan
-    return Split(
+    split = Split(
         exact=False,
         n_probes=probes,
         norms=(replace(whole, negative=negative), *others),
@@ -163,6 +167,7 @@ def probed_split(
         at_least=steps < hessian.n,
         squares=squares,
     )
+    return split, total + (len(ritz) if steps else 0)
 
 
 def _signs(size: int, generator: torch.Generator, operator: LinearOperator) -> Tensor:

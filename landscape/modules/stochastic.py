@@ -36,6 +36,7 @@ from landscape.volume.measures import gauss_radau
 __all__ = ["Products", "stochastic_coupling", "stored_units"]
 
 _COST = "cost"
+_LARGEST = "largest"
 _TOL = 1e-6  # Of the extreme eigenvalues, relative to the largest.
 _LEAST = 2  # Probes that no budget leaves out.
 _SMALL = 3  # Coordinates up to which a block is built.
@@ -125,15 +126,23 @@ class _Work:
     def __init__(self, *, products: Products, seed: int, units: Units, progress: Progress) -> None:
         self.products, self.seed = products, seed
         self._units, self._progress = units, progress
-        stored = units.get(_COST)
-        self.done = self.earlier = 0 if stored is None else int(stored["n_matvecs"])
+        self.done = self.spent = 0  # Products behind all of it, and those of this run.
 
     def _put(self, name: str, unit: dict[str, Any]) -> None:
-        self._units.put(_COST, {"n_matvecs": self.done})
-        self._units.put(name, unit)
+        self._units.put(name, {**unit, _COST: self.done})
+
+    def _get(self, name: str) -> dict[str, Any] | None:
+        unit = self._units.get(name)
+        if unit is not None:
+            self.done = max(self.done, int(unit[_COST]))
+        return unit
+
+    def _count(self, products: int) -> None:
+        self.done += products
+        self.spent += products
 
     def _tick(self, phase: str, total: int | None = None) -> None:
-        self.done += 1
+        self._count(1)
         self._progress(phase, self.done, total)
 
     def extremes(self) -> dict[str, Any]:
@@ -144,7 +153,7 @@ class _Work:
             ("whole", tuple(range(count))),
             *((f"{a}", (a,)) for a in range(count)),
         ]:
-            unit = self._units.get(f"extremes-{name}")
+            unit = self._get(f"extremes-{name}")
             if unit is None:
                 unit = self._extremes(region)
                 self._put(f"extremes-{name}", unit)
@@ -166,7 +175,7 @@ class _Work:
         if operator.n <= _SMALL:
             dense = operator.dense().double().cpu()
             values = torch.linalg.eigvalsh((dense + dense.T) / 2)
-            self.done += operator.n
+            self._count(operator.n)
             return {"numbers": np.array([float(values[0]), float(values[-1]), 0.0, 1.0])}
         pairs = extreme_eigenpairs(
             operator,
@@ -177,7 +186,7 @@ class _Work:
             max_matvecs=_MATVECS,
             on_step=lambda done, _: self._progress("extremes", self.done + done, None),
         )
-        self.done += pairs.n_matvecs
+        self._count(pairs.n_matvecs)
         numbers = [
             pairs.values[-1],
             pairs.values[0],
@@ -188,14 +197,14 @@ class _Work:
 
     def blocks(self, count: int, *, scale: float, tol: float) -> Blocks:
         """Norms and ranks of all blocks."""
-        stored = self._units.get("blocks")
+        stored = self._get("blocks")
         if stored is not None:
             return Blocks(**{f.name: np.asarray(stored[f.name]) for f in fields(Blocks)})
         groups = self.products.groups
         sketches: list[Sketch] = []
         for index, group in enumerate(groups):
             name = f"sketch-{index}"
-            unit = self._units.get(name)
+            unit = self._get(name)
             found = block_sketch(
                 self.products.whole,
                 group,
@@ -238,10 +247,12 @@ class _Work:
         if open_:
             values, vectors, more = self.products.largest()
             control = LowRank(values, vectors, self.products.groups, tilt=tilt)
-            self.done += more
+            if self._get(_LARGEST) is None:  # Counted once, however often a run goes on.
+                self._count(more)
+                self._put(_LARGEST, {"n_matvecs": more})
         total = self.done + left
         for probe, r in open_:
-            if stop(self.done - self.earlier) and (probe >= _LEAST or r >= base):
+            if stop(self.spent) and (probe >= _LEAST or r >= base):
                 break
             assert control is not None
             tables[probe][r] = self._bounds(
@@ -258,7 +269,7 @@ class _Work:
         return probes
 
     def _table(self, probe: int, count: int) -> FloatArray:
-        unit = self._units.get(_probe(probe))
+        unit = self._get(_probe(probe))
         return np.full((count, 2), np.nan) if unit is None else np.array(unit["bounds"])
 
     def _bounds(
@@ -302,8 +313,8 @@ def _log_sum(nodes: FloatArray, weights: FloatArray, n: int, tilt: float) -> flo
 def stored_units(record: ModuleCoupling, n_matvecs: int) -> dict[str, dict[str, Any]]:
     """A finished result as the units that it was made of, so that probes can be added."""
     units: dict[str, dict[str, Any]] = {
-        _COST: {"n_matvecs": n_matvecs},
         "tilt": {"tilt": record.tilt, "n_matvecs": 0},
+        _LARGEST: {"n_matvecs": 0},
     }
     flag = float(record.converged)
     ends = zip(record.lowest_groups, record.highest_groups, strict=True)
@@ -314,6 +325,9 @@ def stored_units(record: ModuleCoupling, n_matvecs: int) -> dict[str, dict[str, 
     for probe in range(record.n_probes):
         bounds = np.stack([record.log_det_high[:, probe], record.log_det_low[:, probe]], axis=1)
         units[_probe(probe)] = {"bounds": bounds}
+    for name, unit in units.items():
+        if name != "tilt":
+            unit[_COST] = n_matvecs
     return units
 
 

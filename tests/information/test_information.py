@@ -364,8 +364,8 @@ def split_of(risk, **options):
     shared = {"tol": 1e-10, "units": MemoryUnits(), "progress": silent}
     blocks = risk.space.modules()
     if options:
-        return probed_split(*operators, blocks, **{"seed": 0, "steps": 57, **shared, **options})
-    return exact_split(*operators, blocks, **shared)
+        return probed_split(*operators, blocks, **{"seed": 0, "steps": 57, **shared, **options})[0]
+    return exact_split(*operators, blocks, **shared)[0]
 
 
 class TestSplit:

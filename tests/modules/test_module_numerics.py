@@ -286,7 +286,7 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("when", [3, 11, 14, 20, 40])
+@pytest.mark.parametrize("when", [2, 5, 7, 11, 20])
 def test_an_interrupted_run_gives_the_same_numbers(when):
     parts, matrix = groups(), decaying(N, 5)
     options = {"probes": 3, "steps": 10}
