@@ -72,13 +72,14 @@ def modules(
         ),
     ] = "auto",
     tol: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="R",
             rich_help_panel=_WHAT,
-            help="Singular values above this part of the largest eigenvalue count towards a rank.",
+            help="Singular values above this part of the largest eigenvalue count towards a rank "
+            "(default: 1e-10, in float32 1e-5, in bfloat16 0.05).",
         ),
-    ] = 1e-10,
+    ] = None,
     sketch: Annotated[
         int,
         typer.Option(

@@ -60,10 +60,23 @@ def _divergences(axes: Axes, results: Sequence[CompareResult]) -> None:
             axes.plot(values, share, style, color=colour, label=label)
     if any((r.behaviour.example_kl_ab > 0).any() for r in results):
         axes.set_xscale("log")
+        _label_few(axes)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("divergence of an example (nats)")
     axes.set_ylabel("share of examples at or above")
     axes.legend(fontsize=7, **ABOVE)
+
+
+def _label_few(axes: Axes) -> None:
+    """Few and short labels below two decades, where Matplotlib's of 2, 3, 4, ... overlap."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    if high < 100 * low:
+        many = high > 10 * low
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if many else MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _paths(axes: Axes, results: Sequence[CompareResult]) -> None:

@@ -40,6 +40,8 @@ from landscape.volume.quadratic_job import quadratic_job
 __all__ = ["ModulesRun", "module_coupling"]
 
 _ROUNDING = 1e-8  # Negative eigenvalues down to this part of the largest are rounding.
+# Singular values of blocks below this part of the largest eigenvalue may be rounding.
+_TOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05}
 _EXAMPLES = 2  # That heads are verified on.
 
 
@@ -75,6 +77,7 @@ class ModulesRun(PriorMeasurement):
     def __post_init__(self) -> None:
         options, model = self.options, self.resolved.task.model
         self._choose_precision("float64")
+        self._tol = _TOL[self._dtype] if options.tol is None else options.tol
         self.curvature = options.curvature
         if self.curvature == "auto":
             self.curvature = "ggn" if self.settings.loss == "behaviour" else "hessian"
@@ -134,7 +137,7 @@ class ModulesRun(PriorMeasurement):
             "tilt": options.tilt,
             "curvature": self.curvature,
             "route": self.route,
-            "tol": options.tol,
+            "tol": self._tol,
             "sketch": options.sketch if free else None,
             "steps": options.steps if free else None,
         }
@@ -230,7 +233,7 @@ class ModulesRun(PriorMeasurement):
                 model,
                 self.grouping.indices,
                 tilt=tilt,
-                tol=options.tol,
+                tol=self._tol,
                 on_group=lambda done: progress("coupling", done, total),
             )
             return found, max(products, model.n_matvecs)
@@ -251,7 +254,7 @@ class ModulesRun(PriorMeasurement):
                 largest=largest,
             ),
             tilt=tilt,
-            tol=options.tol,
+            tol=self._tol,
             sketch=options.sketch,
             steps=options.steps,
             probes=options.probes,

@@ -82,7 +82,7 @@ class ParameterSpace:
         chosen = range(len(self.names)) if positions is None else positions
         parts = torch.split(vector, [self.sizes[i] for i in chosen], dim=-1)
         return tuple(
-            part.reshape(*lead, *self.shapes[i]) for part, i in zip(parts, chosen, strict=True)
+            part.reshape((*lead, *self.shapes[i])) for part, i in zip(parts, chosen, strict=True)
         )
 
     def modules(self) -> dict[str, list[int]]:

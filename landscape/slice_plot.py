@@ -207,8 +207,10 @@ def _surface(axes: Any, result: SliceResult) -> None:
     )
     axes.set_zlim(levels[0], levels[-1])
     axes.set_box_aspect(None, zoom=0.85)  # Labels need room.
-    axes.set_xlabel(_label(result.directions[0], 0), fontsize=7)
-    axes.set_ylabel(_label(result.directions[1], 1), fontsize=7)
+    for axis, direction in enumerate(result.directions):
+        # A long line beside a slanted axis would leave the figure.
+        text = _label(direction, axis).replace(" (", "\n(")
+        (axes.set_xlabel, axes.set_ylabel)[axis](text, fontsize=7, labelpad=8)
     axes.set_zlabel(f"excess loss ({_units(result)})", fontsize=7)
     axes.tick_params(labelsize=6)
     axes.legend(fontsize=7, loc="upper left")

@@ -6,7 +6,7 @@ import networks
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, jacrev
+from torch.func import functional_call, hessian, jacrev
 from torch.nn import functional
 
 from landscape.criteria import Criterion
@@ -130,6 +130,39 @@ def test_tokens_are_terms_of_the_empirical_fisher():
     expected = gradients.T @ gradients / 14
     found = curvature("empirical-fisher", risk).dense()
     assert (found - expected).abs().max() < 1e-14
+
+
+class Scaled(nn.Module):
+    """Logits times one number, a parameter of no axes, as temperatures are."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.3))
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.scale * self.linear(x)
+
+
+def test_a_parameter_of_no_axes():
+    inputs, targets = draws(6, 4), torch.arange(6) % 3
+    model = Scaled().double()
+    task = Task(model=model, data=(inputs, targets), criterion="cross_entropy")
+    risk = Risk(task, materialise(task.data))
+
+    def loss(vector):
+        named = {"scale": vector[0], "linear.weight": vector[1:13].reshape(3, 4)}
+        named["linear.bias"] = vector[13:]
+        return functional.cross_entropy(functional_call(model, named, (inputs,)), targets)
+
+    expected = hessian(loss)(risk.space.vector())
+    operator = curvature("hessian", risk)
+    assert (operator.dense() - expected).abs().max() < 1e-14
+    vector = draws(16)
+    assert (operator @ vector - expected @ vector).abs().max() < 1e-13
+    scale, weight, bias = risk.space.split(vector)
+    assert scale.item() == vector[0].item()
+    assert [scale.shape, weight.shape, bias.shape] == [(), (3, 4), (3,)]
 
 
 @pytest.mark.parametrize("operator", ["hessian", "ggn", "empirical-fisher", "residual"])

@@ -88,6 +88,20 @@ def test_planes_without_any_shape(plane, line, value, surface, tmp_path):
     slice_figure([flat]).savefig(tmp_path / "b.png")
 
 
+def test_labels_of_a_surface_are_within_the_figure(plane):
+    directions = tuple(
+        dataclasses.replace(direction, name=f"pca:{number}", kind="pca", share=0.96)
+        for number, direction in enumerate(plane.directions, 1)
+    )
+    figure = slice_figure([dataclasses.replace(plane, directions=directions)], surface=True)
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        box = axis.label.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
 def test_many_results(line, plane, tmp_path):
     other = dataclasses.replace(line, info=dataclasses.replace(line.info, checkpoint="b.pt"))
     figure = slice_figure([line, plane, other, plane])

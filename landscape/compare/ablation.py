@@ -184,6 +184,11 @@ class _Hook:
         if self.ablation.way == "mean":
             self._mean = whole.mean(0, keepdim=True)
         else:
+            if len(whole) < 2:
+                raise UsageError(
+                    f"--ablate {self.ablation.text}: there is one example, and no other whose "
+                    "activation could be taken; expected two or more. Use more --examples, or zero"
+                )
             order = torch.randperm(len(whole), generator=self._generator)
             own = order[first : first + counts[ranks.rank]]
             self._drawn = torch.split(whole[own.to(whole.device)], lengths)
@@ -256,13 +261,18 @@ def _changed(model: nn.Module, ablation: Ablation, number: int, seed: int) -> It
         )
     parameter = parameters[ablation.name]
     own = parameter.data
+    if ablation.units and own.dim() == 0:
+        raise UsageError(
+            f"--ablate {ablation.text}: the parameter {ablation.name!r} is one number without "
+            f"rows; expected {WEIGHTS}{ablation.name}={ablation.way}"
+        )
     if ablation.way == "zero":
         other = torch.zeros_like(own)
     elif ablation.way == "mean":
         dims = tuple(range(1, own.dim())) or (0,)
         other = own.mean(dims, keepdim=True).expand_as(own)
     else:
-        rows = own.reshape(len(own), -1) if own.dim() > 1 else own[None]
+        rows = own.flatten(1) if own.dim() > 1 else own.reshape(1, -1)
         generator = stream(seed, "ablation", number)
         mixed = [row[torch.randperm(len(row), generator=generator).to(row.device)] for row in rows]
         other = torch.stack(mixed).reshape(own.shape)

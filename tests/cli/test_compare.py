@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import pairwise
+
 import h5py
+import numpy as np
 import pytest
 import torch
 import xarray
@@ -201,3 +205,27 @@ def test_the_figure_tells_steps_of_two_runs_apart(compare, tiny, draw):
     figure = compare_figure([landscape.load(file)])
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels[0] == f"KL({tiny.folder.name}/step_7 || other/step_7)"
+
+
+@pytest.mark.parametrize("ends", [(0.02, 2.2), (0.17, 7.0), (0.011, 0.9), (0.21, 0.49), (3.0, 3.2)])
+def test_labels_of_divergences_do_not_overlap(compare, tiny, ends):
+    assert compare().code == 0
+    (file,) = files(tiny)
+    found = landscape.load(file)
+    values = np.geomspace(*ends, 20)
+    behaviour = dataclasses.replace(
+        found.behaviour, example_kl_ab=values, example_kl_ba=values, example_js=values
+    )
+    figure = compare_figure([dataclasses.replace(found, behaviour=behaviour)])
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    low, high = figure.axes[0].get_xlim()
+    shown = [tick for tick in axis.get_major_ticks() + axis.get_minor_ticks() if tick.get_visible()]
+    spans = sorted(
+        (box.x0, box.x1)
+        for tick in shown
+        if tick.label1.get_text() and low <= tick.get_loc() <= high
+        for box in [tick.label1.get_window_extent()]
+    )
+    assert len(spans) >= 2
+    assert all(one[1] < two[0] for one, two in pairwise(spans))

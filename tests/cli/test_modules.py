@@ -78,6 +78,16 @@ def test_the_tilt_is_that_of_volume(modules, cli, tiny):
     assert values["tilt"] == pytest.approx(tilt, rel=1e-12)
 
 
+@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+def test_rounding_of_float32_counts_towards_no_rank(modules, method):
+    options = ("--tilt", "50", "--method", method)
+    exact, found = modules(*options).values, modules(*options, "--dtype", "float32").values
+    assert exact["rank"][0][1] < 10
+    assert found["rank"] == exact["rank"]
+    assert found["rank_bound"] == exact["rank_bound"]
+    assert (exact["tol"], found["tol"]) == (1e-10, 1e-5)
+
+
 def test_matrix_free_agrees_and_more_probes_continue(modules, tiny):
     exact = modules("--tilt", "50").values
     found = modules(*FREE)

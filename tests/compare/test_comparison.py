@@ -180,6 +180,25 @@ class TestAblation:
             assert torch.equal(now[1:3].sort(1)[0], own[1:3].sort(1)[0])
             assert not torch.equal(now[1:3], own[1:3])
 
+    def test_of_a_weight_of_no_axes(self):
+        model = network()
+        model.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+        for way, value in (("zero", 0.0), ("mean", 1.5), ("resample", 1.5)):
+            ablation = [parse_ablation(f"weights:scale={way}")]
+            with ablated(model, ablation, model, 1, seed=0):
+                assert model.scale.item() == value
+            assert model.scale.item() == 1.5
+            changed = ablated(model, [parse_ablation(f"weights:scale:0={way}")], model, 1, seed=0)
+            with pytest.raises(UsageError, match="one number without rows"), changed:
+                pass
+
+    def test_one_example_has_no_other_to_be_resampled_from(self):
+        model = network()
+        changed = ablated(model, [parse_ablation("1=resample")], lambda _: model(X[:1]), 1, seed=0)
+        with pytest.raises(UsageError, match="two or more"), changed:
+            pass
+        assert not any(module._forward_hooks for module in model.modules())
+
     def test_an_exception_leaves_the_model_as_it_was(self):
         risk = risk_of(network())
         before = digest(risk.model)
