@@ -102,7 +102,7 @@ def compare(
     are matched. The same command again does nothing, an interrupted one continues.
     """
     from landscape.checkpoint import read_checkpoint
-    from landscape.compare.ablation import parse_ablation
+    from landscape.compare.ablation import parse_ablations
     from landscape.compare.options import CompareOptions
     from landscape.errors import UsageError
     from landscape.folders import one_checkpoint
@@ -127,8 +127,7 @@ def compare(
             "--mean, --sigma, --cutoff and --error belong to the difference of log V; expected "
             "--volume behaviour with them"
         )
-    for text in options.ablate:
-        parse_ablation(text)
+    parse_ablations(options.ablate)
     other = None
     if second is not None:
         other = read_checkpoint(

@@ -240,8 +240,8 @@ class Common:
         typer.Option(
             metavar="float32|float64|bfloat16",
             rich_help_panel=_RUN,
-            help="Precision of the products (default: float64 where the matrix is built, else "
-            "float32).",
+            help="Precision of the products (default: float64; float32 for eigenvalues by "
+            "Lanczos, hessian --method lanczos).",
         ),
     ] = None
     graph_memory: Annotated[

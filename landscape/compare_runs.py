@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from landscape.checkpoint import Checkpoint, read_checkpoint
-from landscape.compare.ablation import Ablation, ablated, parse_ablation
+from landscape.compare.ablation import Ablation, ablated, parse_ablations
 from landscape.compare.behaviour import compare_behaviour
 from landscape.compare.laws import law_of
 from landscape.compare.matching import Matched, match_units
@@ -63,7 +63,7 @@ class CompareRun(Measurement):
 
     def __post_init__(self) -> None:
         self._choose_precision("float64")
-        self.ablations = tuple(parse_ablation(text) for text in self.options.ablate)
+        self.ablations = parse_ablations(self.options.ablate)
         if self.other is None and not self.ablations:
             raise UsageError(
                 "nothing to compare with: expected a second checkpoint, or --ablate to compare a "

@@ -26,7 +26,7 @@ from landscape.errors import UsageError
 from landscape.rng import stream
 from landscape.text import shown
 
-__all__ = ["Ablation", "ablated", "parse_ablation"]
+__all__ = ["Ablation", "ablated", "parse_ablation", "parse_ablations"]
 
 WAYS = ("zero", "mean", "resample")
 WEIGHTS = "weights:"
@@ -82,6 +82,24 @@ def parse_ablation(text: str) -> Ablation:
             raise UsageError(f"--ablate {text}: the range {part} is empty or absurdly large")
         chosen.update(range(low, high + 1))
     return Ablation(text=text, name=name, units=tuple(sorted(chosen)), way=way, weights=weights)
+
+
+def parse_ablations(texts: Sequence[str]) -> tuple[Ablation, ...]:
+    """Read several, of which no two may change the same units.
+
+    Raises:
+        UsageError: one has another form, or two overlap.
+    """
+    found = tuple(parse_ablation(text) for text in texts)
+    for number, one in enumerate(found):
+        for other in found[:number]:
+            same = (one.weights, one.name) == (other.weights, other.name)
+            if same and (not (one.units and other.units) or {*one.units} & {*other.units}):
+                raise UsageError(
+                    f"--ablate {other.text} and --ablate {one.text} change the same units; "
+                    "expected each unit once. Leave one out"
+                )
+    return found
 
 
 @contextlib.contextmanager

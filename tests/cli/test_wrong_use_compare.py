@@ -20,8 +20,11 @@ def ablation(name: str, text: str, *words: str, more: str = "") -> Use:
 
 
 VOLUME = " --volume behaviour"
+TWICE = ("change the same units", "Leave one out")
 USES = [
     Use("nothing", COMPARE, 2, ("nothing to compare with", "--ablate")),
+    ablation("twice", "0:0-2=zero", *TWICE, more=" --ablate 0:2=mean"),
+    ablation("twice-as-a-whole", "0:1=zero", *TWICE, more=" --ablate 0=mean"),
     Use(
         "b-missing",
         "compare {ckpt} {tmp}/none.pt --task {task} -o {tmp}/out",
