@@ -224,7 +224,7 @@ def test_layer_rms_has_a_floor():
         scale = by_name(space, prior.scale)[name]
         assert scale.flatten().tolist() == pytest.approx([float(expected)] * part.numel())
     (note,) = prior.notes
-    assert note.startswith("--sigma layer-rms: 1 tensors are zero")
+    assert note.startswith("--sigma layer-rms: 1 tensor is zero")
     assert note.endswith("norm.bias")
     # Other tensors' values are not another selection's.
     part = make(params=("mix.*",))
