@@ -57,7 +57,11 @@ def one_input(data: bytes) -> None:
             found = read_checkpoint(written("file", body))
             summarise(found)
             recognise(found)
-            compile(task_skeleton(found.tensors, checkpoint="fuzzed").text, "task", "exec")
+            compile(
+                task_skeleton(found.tensors, checkpoint="fuzzed", file="task.py").text,
+                "task",
+                "exec",
+            )
         elif kind == 2:
             scan_pickles(body, 1 + body[-1:].count(b"."))
         elif kind == 3:
