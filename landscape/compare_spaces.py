@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from landscape.operators import curvature
 from landscape.risk import Risk
 from landscape.series import subspace_overlap
 from landscape.sharded import sharded
-from landscape.units import Progress, Units
+from landscape.units import Progress, Units, kept_state
 
 __all__ = ["compare_eigenspaces"]
 
@@ -87,38 +87,36 @@ def _largest(
             n_matvecs=int(stored["n_matvecs"]),
         )
 
-    def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
-        progress(f"eigenvalues of {name}", done, None)
-        if units.due():
-            units.put(f"lanczos {name}", snapshot())
-
+    state, on_step = kept_state(
+        units, f"lanczos {name}", lambda done: progress(f"eigenvalues of {name}", done, None)
+    )
     operator = sharded(curvature("hessian", risk), risk.ranks)
     pairs = extreme_eigenpairs(
         operator,
         top=k,
         tol=default_tol(risk.dtype),
         seed=seed,
-        state=units.get(f"lanczos {name}"),
+        state=state,
         on_step=on_step,
     )
-    vectors = operator.coordinates.whole(pairs.vectors).cpu()
+    found = _Largest(
+        values=pairs.values,
+        vectors=operator.coordinates.whole(pairs.vectors).cpu(),
+        converged=bool(pairs.converged.all()),
+        n_matvecs=pairs.n_matvecs,
+    )
     operator.release()
     units.drop(f"lanczos {name}")
     units.put(
         f"pairs {name}",
         {
-            "values": pairs.values,
-            "vectors": vectors.numpy(),
-            "converged": bool(pairs.converged.all()),
-            "n_matvecs": pairs.n_matvecs,
+            "values": found.values,
+            "vectors": found.vectors.numpy(),
+            "converged": found.converged,
+            "n_matvecs": found.n_matvecs,
         },
     )
-    return _Largest(
-        values=pairs.values,
-        vectors=vectors,
-        converged=bool(pairs.converged.all()),
-        n_matvecs=pairs.n_matvecs,
-    )
+    return found
 
 
 def _overlap(one: _Largest, other: _Largest) -> float:

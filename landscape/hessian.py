@@ -19,7 +19,7 @@ from landscape.operators import OPERATORS, LinearOperator
 from landscape.results import MODULES, Density, FloatArray, Moments, Spectrum
 from landscape.spectrum import EXACT_LIMIT, dense_spectrum, gram_spectrum, lanczos_spectrum
 from landscape.sums import moments
-from landscape.units import Progress, Units, silent
+from landscape.units import Progress, Units, kept_state, silent
 
 __all__ = ["HessianOptions", "choose_method", "measure_operator", "too_wide"]
 
@@ -266,11 +266,12 @@ class _Job:
             vectors = self.operator.coordinates.own(stored_tensor(stored["vectors"]))
             return self._stored_spectrum(stored), vectors.to(self.operator.like)
 
-        def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
-            self.progress(f"{self.name}: eigenvalues", done, None)
-            if self.units.due() or self.stop():
-                self.units.put(state_unit, snapshot())
-
+        state, on_step = kept_state(
+            self.units,
+            state_unit,
+            lambda done: self.progress(f"{self.name}: eigenvalues", done, None),
+            stop=self.stop,
+        )
         spectrum, vectors = lanczos_spectrum(
             self.operator,
             self.name,
@@ -280,7 +281,7 @@ class _Job:
             seed=self.seed,
             multiplicity=self.options.multiplicity,
             stop=self.stop,
-            state=self.units.get(state_unit),
+            state=state,
             on_step=on_step,
         )
         if self.stop() and not spectrum.converged.all():

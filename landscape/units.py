@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-__all__ = ["MemoryUnits", "NamedUnits", "Progress", "Units", "silent"]
+__all__ = ["MemoryUnits", "NamedUnits", "Progress", "Units", "kept_state", "silent"]
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a phase, the work done in it and all of it where that is known."""
@@ -98,3 +98,31 @@ class NamedUnits:
     def due(self) -> bool:
         """Whether unfinished state should be stored now."""
         return self._units.due()
+
+
+def kept_state(
+    units: Units,
+    name: str,
+    told: Callable[[int], None],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Any] | None, Callable[[int, Callable[[], dict[str, Any]]], None]]:
+    """The state that an interrupted iteration left in a unit, and what keeps it from now on.
+
+    Args:
+        units: who keeps it; whoever finishes the iteration drops the unit.
+        name: of the unit.
+        told: called before every step with the work done so far.
+        stop: where it says so, the iteration is about to end unfinished.
+
+    Returns:
+        the state, or None, and a function to be called before every step with the work done and
+        a function that takes a snapshot.
+    """
+
+    def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
+        told(done)
+        if units.due() or stop():
+            units.put(name, snapshot())
+
+    return units.get(name), on_step

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from landscape.eigensolver import extreme_eigenpairs
 from landscape.operators import LinearOperator
 from landscape.results import FloatArray
-from landscape.units import Progress, Units
+from landscape.units import Progress, Units, kept_state
 
 __all__ = ["Eigenvectors", "eigenvectors", "keep_eigenvectors"]
 
@@ -67,11 +66,7 @@ def eigenvectors(
             n_matvecs=int(stored["n_matvecs"]),
         )
 
-    def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
-        progress("eigenvectors", done, None)
-        if units.due():
-            units.put(_STATE, snapshot())
-
+    state, on_step = kept_state(units, _STATE, lambda done: progress("eigenvectors", done, None))
     n = operator.n
     top = max((rank + 1 for rank in wanted if rank < n - rank), default=0)
     bottom = max((n - rank for rank in wanted if rank >= n - rank), default=0)
@@ -81,7 +76,7 @@ def eigenvectors(
         bottom=bottom,
         tol=tol,
         seed=seed,
-        state=units.get(_STATE),
+        state=state,
         on_step=on_step,
     )
     places = [rank if rank < n - rank else top + bottom - (n - rank) for rank in wanted]

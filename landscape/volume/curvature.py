@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from landscape.memory import stored_tensor
 from landscape.operators import LinearOperator
 from landscape.risk import Risk
 from landscape.spectrum import dense_spectrum
-from landscape.units import Progress, Units
+from landscape.units import Progress, Units, kept_state
 
 __all__ = ["Curved", "Proposal", "Route", "curved", "dense_eigenpairs", "factored"]
 
@@ -196,18 +196,16 @@ def _largest(
         values, vectors = (stored_tensor(stored[name]) for name in ("values", "vectors"))
         return values, vectors, int(stored["n_matvecs"])
 
-    def on_step(done: int, snapshot: Callable[[], dict[str, Any]]) -> None:
-        progress("largest eigenvalues", done, None)
-        if units.due() or stop():
-            units.put("lanczos", snapshot())
-
+    state, on_step = kept_state(
+        units, "lanczos", lambda done: progress("largest eigenvalues", done, None), stop=stop
+    )
     pairs = extreme_eigenpairs(
         operator,
         top=wanted,
         tol=_TOL,
         seed=seed,
         stop=stop,
-        state=units.get("lanczos"),
+        state=state,
         on_step=on_step,
     )
     values, vectors = _converged(operator, pairs)
