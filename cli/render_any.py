@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from landscape.compare.records import CompareResult
 from landscape.errors import UsageError
@@ -23,6 +25,15 @@ from landscape_cli.reporting import Report
 
 __all__ = ["report_any"]
 
+_REPORTS: Mapping[type[Result], Callable[[Report, Path, Any], None]] = {
+    VolumeResult: report_volume,
+    FlatResult: report_flat,
+    CompareResult: report_compare,
+    SliceResult: report_slice,
+    InformationResult: report_information,
+    ModulesResult: report_modules,
+}
+
 
 def report_any(report: Report, file: Path, result: Result, *, sums: Sums) -> None:
     """Show a result.
@@ -38,15 +49,4 @@ def report_any(report: Report, file: Path, result: Result, *, sums: Sums) -> Non
             f"--log-det and --threshold: {file} is a result of landscape {result.info.command}, "
             "which has no spectral density. Use them on a result of landscape hessian"
         )
-    if isinstance(result, VolumeResult):
-        report_volume(report, file, result)
-    elif isinstance(result, FlatResult):
-        report_flat(report, file, result)
-    elif isinstance(result, CompareResult):
-        report_compare(report, file, result)
-    elif isinstance(result, SliceResult):
-        report_slice(report, file, result)
-    elif isinstance(result, InformationResult):
-        report_information(report, file, result)
-    elif isinstance(result, ModulesResult):
-        report_modules(report, file, result)
+    _REPORTS[type(result)](report, file, result)

@@ -29,6 +29,23 @@ __all__ = ["Band", "OperatorSeries", "Series", "collect", "subspace_overlap"]
 FloatArray = NDArray[np.float64]
 Vectors = Callable[[int, str], NDArray[Any] | None]
 
+# Results that no series holds: what they are, and what to do with them instead.
+_APART = {
+    "slice": ("is a slice, which is no series", "slices together with landscape plot"),
+    "compare": (
+        "compares two networks, which are no series",
+        "comparisons together with landscape plot",
+    ),
+    "information": (
+        "is a result of landscape information, which are not collected",
+        "results of information together with landscape plot, or set them against others with "
+        "information --against",
+    ),
+    "modules": (
+        "couples groups of parameters, which no series holds",
+        "these together with landscape plot",
+    ),
+}
 _QUANTITIES = ("trace", "trace_square", "negative_mass", "near_zero_mass")
 
 
@@ -115,26 +132,12 @@ def collect(
     require_one_command(results, names, "Collect each kind by itself")
     if isinstance(results[0], VolumeResult):
         return collect_volumes(results, names)
-    if results[0].info.command == "slice":
+    command = results[0].info.command
+    if command in _APART:
+        what, together = _APART[command]
         raise UsageError(
-            f"{names[0]} is a slice, which is no series; expected results of landscape hessian, "
-            "volume or flat. Draw slices together with landscape plot"
-        )
-    if results[0].info.command == "compare":
-        raise UsageError(
-            f"{names[0]} compares two networks, which are no series; expected results of landscape "
-            "hessian, volume or flat. Draw comparisons together with landscape plot"
-        )
-    if results[0].info.command == "information":
-        raise UsageError(
-            f"{names[0]} is a result of landscape information, which are not collected; expected "
-            "results of landscape hessian, volume or flat. Draw results of information together "
-            "with landscape plot, or set them against others with information --against"
-        )
-    if results[0].info.command == "modules":
-        raise UsageError(
-            f"{names[0]} couples groups of parameters, which no series holds; expected results of "
-            "landscape hessian, volume or flat. Draw these together with landscape plot"
+            f"{names[0]} {what}; expected results of landscape hessian, volume or flat. Draw "
+            f"{together}"
         )
     if isinstance(results[0], FlatResult):
         return collect_flat(results, names)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import h5py
@@ -38,6 +40,7 @@ from landscape.results import (
 __all__ = ["SCHEMA", "atomic_h5", "load", "open_untrusted", "result_name", "run_key", "save"]
 
 SCHEMA = "landscape/1"
+_PARTS = ("volume", "flat", "compare", "slice", "information", "modules")
 
 _NAMES = ("operator", "method_name")  # Fields that a record's group is named by.
 _MAX_RATIO = 2000  # Logical over stored bytes beyond which a data set is not credible.
@@ -177,32 +180,16 @@ def save(path: Path, result: Result) -> None:
         write_attributes(file, scalars(result.info))
         if isinstance(result, HessianResult):
             _write_hessian(file, result)
-        elif result.info.command == "compare":
-            from landscape.compare_store import write_compare
-
-            write_compare(file, result)
-        elif result.info.command == "slice":
-            from landscape.slice_store import write_slice
-
-            write_slice(file, result)
-        elif result.info.command == "modules":
-            from landscape.modules_store import write_modules
-
-            write_modules(file, result)
-        elif result.info.command == "flat":
-            from landscape.flat_store import write_flat
-
-            write_flat(file, result)
-        elif result.info.command == "information":
-            from landscape.information_store import write_information
-
-            write_information(file, result)
         else:
-            from landscape.volume_store import write_volume
-
-            write_volume(file, result)
+            command = result.info.command if result.info.command in _PARTS else "volume"
+            getattr(_part(command), f"write_{command}")(file, result)
         if result.indices is not None:
             write_array(group_at(file, "data"), "indices", result.indices, ("example",))
+
+
+def _part(command: str) -> ModuleType:
+    """What writes and reads the part of a result file that a command owns; imported on request."""
+    return importlib.import_module(f"landscape.{command}_store")
 
 
 def _write_hessian(file: h5py.File, result: HessianResult) -> None:
@@ -444,30 +431,8 @@ def load(path: Path | str) -> Any:
             )
         info = read_fields(RunInfo, file, "")
         indices = read_array(file["data"], "indices") if "data" in file else None
-        if info.command == "volume":
-            from landscape.volume_store import read_volume
-
-            return read_volume(file, info, indices)
-        if info.command == "flat":
-            from landscape.flat_store import read_flat
-
-            return read_flat(file, info, indices)
-        if info.command == "compare":
-            from landscape.compare_store import read_compare
-
-            return read_compare(file, info, indices)
-        if info.command == "slice":
-            from landscape.slice_store import read_slice
-
-            return read_slice(file, info, indices)
-        if info.command == "information":
-            from landscape.information_store import read_information
-
-            return read_information(file, info, indices)
-        if info.command == "modules":
-            from landscape.modules_store import read_modules
-
-            return read_modules(file, info, indices)
+        if info.command in _PARTS:
+            return getattr(_part(info.command), f"read_{info.command}")(file, info, indices)
         return HessianResult(
             info=info,
             spectra=_read_all(Spectrum, file, "spectrum"),
