@@ -101,13 +101,12 @@ def compare(
     loss, and the barrier on the straight path between the weights, before and after hidden units
     are matched. The same command again does nothing, an interrupted one continues.
     """
-    from landscape.checkpoint import read_checkpoint
     from landscape.compare.ablation import parse_ablations
     from landscape.compare.options import CompareOptions
     from landscape.errors import UsageError
     from landscape.folders import one_checkpoint
     from landscape_cli.compare_job import CompareJob
-    from landscape_cli.measuring import measure_checkpoints
+    from landscape_cli.measuring import measure_checkpoints, read_named
     from landscape_cli.plot import check_ending, draw
 
     if plot is not None:
@@ -130,11 +129,7 @@ def compare(
     parse_ablations(options.ablate)
     other = None
     if second is not None:
-        other = read_checkpoint(
-            one_checkpoint(second, "B"),
-            weights_key=common.weights_key,
-            unsafe_pickle=common.unsafe_pickle,
-        )
+        other = read_named(one_checkpoint(second, "B"), common)
     files = measure_checkpoints([first], common, CompareJob(options, other, common))
     if plot is not None and files:
         draw(files, plot)

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.table import Table
 
-from landscape.checkpoint import read_checkpoint
 from landscape.errors import UsageError
 from landscape.folders import expand_checkpoints
 from landscape.information.records import InformationResult
@@ -25,6 +24,7 @@ from landscape.paths import expand_paths
 from landscape.series_records import TrainingSeries
 from landscape.series_store import collect_files, kind_of
 from landscape.store import load
+from landscape_cli.measuring import read_named
 from landscape_cli.options import Common
 from landscape_cli.reporting import REPORT, printable
 
@@ -57,14 +57,7 @@ class Against:
         self._seed = common.seed
         self.series = self._read(patterns)
         known = {sha for series in self.series for sha in series.checkpoint_sha256}
-        common_to_both = [
-            path
-            for path in paths
-            if read_checkpoint(
-                path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle
-            ).sha256
-            in known
-        ]
+        common_to_both = [path for path in paths if read_named(path, common).sha256 in known]
         if len(common_to_both) < LEAST:
             raise UsageError(
                 f"--against: {len(common_to_both)} of {len(paths)} checkpoints are among those of "

@@ -42,7 +42,8 @@ from landscape_cli.progress import progress_bar
 from landscape_cli.render_prior import report_plan
 from landscape_cli.reporting import REPORT, printable
 
-__all__ = ["Job", "PriorJob", "measure_checkpoints", "require_writable", "settings_from"]
+__all__ = ["Job", "PriorJob", "measure_checkpoints", "read_named", "require_writable"]
+__all__ += ["settings_from"]
 
 Run = TypeVar("Run", bound=Measurement)
 PriorRun = TypeVar("PriorRun", bound=PriorMeasurement)

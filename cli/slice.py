@@ -1,7 +1,7 @@
 """``landscape slice``: the loss on lines and planes through a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -83,11 +83,10 @@ def slice_(
     predict. A finer or wider grid computes only the points that are new; the same command again
     does nothing, an interrupted one continues.
     """
-    from landscape.checkpoint import read_checkpoint
     from landscape.errors import UsageError
     from landscape.folders import expand_checkpoints, one_checkpoint
     from landscape.slices.options import SliceOptions, parse_span
-    from landscape_cli.measuring import measure_checkpoints
+    from landscape_cli.measuring import measure_checkpoints, read_named
     from landscape_cli.plot import check_ending, draw
     from landscape_cli.slice_job import SliceJob
 
@@ -102,18 +101,14 @@ def slice_(
         raise UsageError("--surface: there is no figure; expected --plot FILE with it")
     if surface and len(options.along) < 2:
         raise UsageError("--surface: a line has no surface; expected --along twice, for a plane")
-    access: dict[str, Any] = {
-        "weights_key": common.weights_key,
-        "unsafe_pickle": common.unsafe_pickle,
-    }
     others = [
-        read_checkpoint(one_checkpoint(one.path, "--along to"), **access)
+        read_named(one_checkpoint(one.path, "--along to"), common)
         for one in options.directions
         if one.kind == "to"
     ]
     visited = [] if trajectory is None else expand_checkpoints([trajectory])
     job = SliceJob(
-        options, others=others, trajectory=[read_checkpoint(path, **access) for path in visited]
+        options, others=others, trajectory=[read_named(path, common) for path in visited]
     )
     files = measure_checkpoints(checkpoints, common, job)
     if plot is not None and files:
