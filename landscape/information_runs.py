@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from landscape.distributed import ALONE
 from landscape.errors import UsageError
 from landscape.gram import factor_width
 from landscape.information.activations import activation_ranks
@@ -135,17 +136,8 @@ class InformationRun(Measurement):
 
     def _small_risk(self) -> Risk:
         """The same loss in small micro-batches."""
-        settings = self.settings
-        size = min(settings.batch_size or _BATCH, self.resolved.task.batch_size or _BATCH, _BATCH)
-        return Risk(
-            self.resolved.task,
-            self.data,
-            loss=settings.loss,
-            params=settings.params,
-            batch_size=size,
-            device=self._device,
-            dtype=self._dtype,
-        )
+        largest = (self.settings.batch_size, self.resolved.task.batch_size, _BATCH)
+        return self._risk(ALONE, batch_size=min(size for size in largest if size))
 
     def _rows(self, risk: Risk) -> int:
         """Rows of the factor of the gradients, at most."""

@@ -156,15 +156,18 @@ class Measurement(ABC):
             self.load()
         return self._risk(self.ranks)
 
-    def _risk(self, ranks: Alone) -> Risk:
-        """The risk at the model's weights, its examples shared out over some processes."""
+    def _risk(self, ranks: Alone, *, batch_size: int | None = None) -> Risk:
+        """The risk at the model's weights, its examples shared out over some processes.
+
+        In smaller micro-batches than those of the settings, where a size is given.
+        """
         settings = self.settings
         return Risk(
             self.resolved.task,
             self.data,
             loss=settings.loss,
             params=settings.params,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size if batch_size is None else batch_size,
             device=self._device,
             dtype=self._dtype,
             ranks=ranks,

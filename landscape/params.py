@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
@@ -26,6 +27,7 @@ class ParameterSpace:
         names: parameter names, in the model's order.
         parameters: the parameters themselves.
         sizes: number of coordinates of each.
+        starts: first coordinate of each.
         n: total number of coordinates.
 
     Raises:
@@ -64,6 +66,7 @@ class ParameterSpace:
         self.shapes: tuple[torch.Size, ...] = tuple(p.shape for p in self.parameters)
         self.sizes: list[int] = [p.numel() for p in self.parameters]
         self.n: int = sum(self.sizes)
+        self.starts: list[int] = [0, *itertools.accumulate(self.sizes)][:-1]
 
     def vector(self) -> Tensor:
         """A copy of the current parameters as a flat vector of shape (n,)."""
@@ -84,6 +87,11 @@ class ParameterSpace:
         return tuple(
             part.reshape((*lead, *self.shapes[i])) for part, i in zip(parts, chosen, strict=True)
         )
+
+    def coordinates(self, positions: Sequence[int]) -> Tensor:
+        """Places in the flat vector of the parameters of these indices, one after the other."""
+        ranges = ((self.starts[i], self.starts[i] + self.sizes[i]) for i in positions)
+        return torch.cat([torch.arange(*ends) for ends in ranges])
 
     def modules(self) -> dict[str, list[int]]:
         """Indices of the parameters of every module that has any, by the module's name."""

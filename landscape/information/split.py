@@ -52,11 +52,10 @@ def exact_split(
     Cost: n products with each, O(n^3) flops and 4 n^2 numbers.
     """
     h, g = (_matrix(operator, units, progress) for operator in (hessian, ggn))
-    sizes = hessian.product.risk.space.sizes
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    space = hessian.product.risk.space
     norms, values = [], torch.linalg.eigvalsh(h)
-    for layer, positions in {"": range(len(sizes)), **blocks}.items():
-        place = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in positions])
+    for layer, positions in {"": range(len(space.sizes)), **blocks}.items():
+        place = space.coordinates(positions)
         parts = [m[place][:, place] if layer else m for m in (h, g)]
         parts.append(parts[0] - parts[1])
         own = torch.linalg.eigvalsh(parts[0]) if layer else values

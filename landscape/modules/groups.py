@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -148,39 +148,27 @@ def _rest(patterns: GroupPatterns, name: str) -> str:
     return label
 
 
-def _spans(space: ParameterSpace) -> Iterator[tuple[int, int]]:
-    """First coordinate and size of every parameter."""
-    start = 0
-    for size in space.sizes:
-        yield start, size
-        start += size
-
-
 def _joined(space: ParameterSpace, labels: Sequence[str]) -> Grouping:
     """Groups of whole parameters."""
     members: dict[str, list[int]] = {}
     for position, label in enumerate(labels):
         members.setdefault(label, []).append(position)
-    spans = list(_spans(space))
     return Grouping(
         names=tuple(members),
-        indices=tuple(
-            torch.cat([torch.arange(spans[i][0], sum(spans[i])) for i in chosen])
-            for chosen in members.values()
-        ),
+        indices=tuple(map(space.coordinates, members.values())),
         positions=tuple(map(tuple, members.values())),
     )
 
 
 def _by_head(space: ParameterSpace, attentions: Sequence[Attention]) -> Grouping:
-    starts = {name: start for name, (start, _) in zip(space.names, _spans(space), strict=True)}
+    starts = dict(zip(space.names, space.starts, strict=True))
     shapes: Mapping[str, torch.Size] = dict(zip(space.names, space.shapes, strict=True))
     heads = dict(head_coordinates(attentions, starts, shapes))
     taken = torch.zeros(space.n, dtype=torch.bool)
     for index in heads.values():
         taken[index] = True
     rest: dict[str, list[Tensor]] = {}
-    for name, (start, size) in zip(space.names, _spans(space), strict=True):
+    for name, start, size in zip(space.names, space.starts, space.sizes, strict=True):
         free = start + (~taken[start : start + size]).nonzero().flatten()
         if len(free):
             rest.setdefault(_layer(name), []).append(free)
