@@ -77,8 +77,9 @@ def _network(axes: Axes, section: Record) -> None:
         curve, colour = run["curve"], _COLOURS[place % len(_COLOURS)]
         place += 1
         # No limit is drawn at the distance of the particles there.
-        x = [d if r is None else r for r, d in zip(curve["radius"], curve["distance"], strict=True)]
         for start, form in (("ladder", "o-"), ("outward", "s--")):
+            places = zip(curve["radius"], curve[f"{start}_distance"], strict=True)
+            x = [distance if radius is None else radius for radius, distance in places]
             points = [
                 (a, value, error or 0.0)
                 for a, value, error in zip(x, curve[start], curve[f"{start}_stderr"], strict=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from anneal_tables import STARTS
 from torch import Tensor
 
 from landscape.units import MemoryUnits, silent
@@ -32,6 +33,7 @@ def measured(
     error: float,
     seed: int,
     tether: float | None = None,
+    chains: int = 64,
     limit: int = LIMIT,
     beyond: Callable[[Annealing], Record] = lambda annealing: {},
 ) -> Record:
@@ -45,10 +47,11 @@ def measured(
         error: standard error that is asked for, in nats.
         seed: of all streams.
         tether: R; None for no limit.
+        chains: particles of a run.
         limit: gradients.
         beyond: what else to record.
     """
-    options = VolumeOptions(cutoffs=(cutoff,), error=error, tether=tether)
+    options = VolumeOptions(cutoffs=(cutoff,), error=error, tether=tether, chains=chains)
     found = Annealer(
         energy=energy,
         anchor=anchor,
@@ -110,6 +113,6 @@ def told(estimate: VolumeEstimate, annealing: Annealing, cutoff: float, n: int) 
 def curve(annealing: Annealing) -> Record:
     """Log V against R from both starts, at the smallest cutoff."""
     found = annealing.curve
-    names = ("radius", "distance", "ladder", "ladder_stderr", "outward", "outward_stderr")
+    names = ("radius", *(f"{s}{what}" for s in STARTS for what in ("", "_stderr", "_distance")))
     columns = {name: getattr(found, name).tolist() for name in names}
-    return {**columns, "agrees": found.agrees.tolist()}
+    return {**columns, "findings": list(found.findings)}

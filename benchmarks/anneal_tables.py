@@ -9,6 +9,9 @@ from typing import Any
 from report import table
 
 Record = dict[str, Any]
+
+STARTS = ("ladder", "outward")
+"""Of a curve over R."""
 Runs = list[Record]
 
 
@@ -193,23 +196,21 @@ def _curve(curve: Record) -> str:
     rows = [
         [
             "inf" if radius is None else f"{radius:.3f}",
-            number(distance, ".3f"),
-            f"{ladder:.1f} ± {number(ladder_error, '.1f')}" if ladder is not None else "–",
-            f"{outward:.1f} ± {number(outward_error, '.1f')}" if outward is not None else "–",
-            "yes" if agrees else "no" if ladder is not None else "–",
+            *(cell for start in STARTS for cell in _of_start(curve, start, place)),
+            curve["findings"][place],
         ]
-        for radius, distance, ladder, ladder_error, outward, outward_error, agrees in zip(
-            *(
-                curve[name]
-                for name in (
-                    *("radius", "distance", "ladder", "ladder_stderr"),
-                    *("outward", "outward_stderr", "agrees"),
-                )
-            ),
-            strict=True,
-        )
+        for place, radius in enumerate(curve["radius"])
     ]
-    return table(["R", "distance (outward)", "ladder", "outward", "agree"], rows)
+    return table(["R", "ladder", "distance", "outward", "distance", "both starts"], rows)
+
+
+def _of_start(curve: Record, start: str, place: int) -> list[str]:
+    value, error, distance = (
+        curve[f"{start}{what}"][place] for what in ("", "_stderr", "_distance")
+    )
+    if value is None:
+        return ["–", "–"]
+    return [f"{value:.1f} ± {number(error, '.1f')}", number(distance, ".3f")]
 
 
 def cost(section: Record) -> str:

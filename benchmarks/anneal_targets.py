@@ -87,17 +87,25 @@ def _network(section: Record) -> list[list[str]]:
     for radius in dict.fromkeys(run["tether"] for run in runs.values()):
         pair = [run for run in runs.values() if run["tether"] == radius]
         where = "inf" if radius is None else f"{radius:g}"
-        agree = [run["converged"] for run in pair]
-        text = ", ".join("yes" if found else "no" for found in agree)
-        rows.append(
-            [f"network, R = {where}: converged (both starts agree)", text, _verdict(all(agree))]
-        )
+        rows.append(_agreement(where, pair))
         if len(pair) > 1:
             gap = abs(pair[0]["value"] - pair[1]["value"])
             room = 2 * math.hypot(*(run["stderr"] or math.inf for run in pair[:2]))
             target = f"network, R = {where}: seeds within 2 standard errors of their difference"
             rows.append([target, f"{gap:.2f} of {room:.2f} nats", _verdict(gap <= room)])
     return rows
+
+
+def _agreement(where: str, pair: list[Record]) -> list[str]:
+    """Without a limit the value may be a lower bound, but there must be a radius of agreement."""
+    if where == "inf":
+        radii = [run["agreed_radius"] for run in pair]
+        text = ", ".join("nowhere" if r is None else f"up to R = {float(r):.2g}" for r in radii)
+        target = "network, R = inf: both starts agree up to a reported R"
+        return [target, text, _verdict(None not in radii)]
+    agree = [run["converged"] for run in pair]
+    text = ", ".join("yes" if found else "no" for found in agree)
+    return [f"network, R = {where}: converged (both starts agree)", text, _verdict(all(agree))]
 
 
 def _cost(section: Record) -> list[list[str]]:

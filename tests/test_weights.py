@@ -130,18 +130,19 @@ def log_normal(variance, count=8, runs=400, seed=3):
     return generator.normal(-variance / 2, math.sqrt(variance), size=(runs, count))
 
 
-@pytest.mark.parametrize("variance", [0.1, 0.3, 1.0, 2.0, 3.0])
-@pytest.mark.parametrize("count", [8, 16])
+@pytest.mark.parametrize("variance", [0.1, 0.3, 1.0, 3.0, 6.0, 10.0])
+@pytest.mark.parametrize("count", [4, 8, 16])
 def test_intervals_of_few_log_normal_estimates_hold_the_truth(variance, count):
     found = [mean_of_estimates(logs) for logs in log_normal(variance, count)]
     held = np.mean([f.lower <= 0 <= f.upper for f in found])
-    assert held >= 0.88
+    assert held >= 0.92
     known = [f for f in found if f.label == "estimate"]
-    assert len(known) >= (0.6 if variance > 2 else 0.9) * len(found)
-    # Of those with a finite interval too, and no wider than it need be.
-    assert np.mean([f.lower <= 0 <= f.upper for f in known]) >= 0.88
+    assert len(known) >= (0.65 if variance > 3 else 0.97) * len(found)
+    # Of those with a finite interval too: the limit must not choose the lucky ones.
+    assert np.mean([f.lower <= 0 <= f.upper for f in known]) >= 0.92
     values = np.array([f.value for f in known])
-    assert abs(values.mean()) < 0.35
+    if variance <= 3:
+        assert abs(values.mean()) < 0.35
     if variance <= 1:
         error = math.sqrt(np.mean([f.stderr**2 for f in known]))
         assert error == pytest.approx(values.std(), rel=0.25)
@@ -153,8 +154,20 @@ def test_half_the_error_would_not_hold_the_truth():
     for variance in (0.3, 1.0, 3.0):
         found = [mean_of_estimates(logs) for logs in log_normal(variance)]
         known = [f for f in found if f.label == "estimate"]
-        halved = [abs(f.value) <= (f.upper - f.lower) / 4 for f in known]
+        halved = [(f.lower + f.value) / 2 <= 0 <= (f.upper + f.value) / 2 for f in known]
         assert np.mean(halved) < 0.8
+
+
+def test_intervals_of_large_variances_are_wider_upwards():
+    """A symmetric one of that width, or the t-interval, would miss on one side only."""
+    found = [mean_of_estimates(logs) for logs in log_normal(8.0)]
+    known = [f for f in found if f.label == "estimate"]
+    assert all(f.upper - f.value > f.value - f.lower for f in known)
+    above = np.mean([f.lower > 0 for f in known])
+    below = np.mean([f.upper < 0 for f in known])
+    assert max(above, below) < 0.05
+    around = [f.value + stats.t.ppf(0.975, 7) * f.stderr < 0 for f in known]
+    assert np.mean(around) > 0.08
 
 
 def test_few_estimates_by_their_definition():
@@ -166,11 +179,25 @@ def test_few_estimates_by_their_definition():
         assert found.label == "estimate"
         assert found.value - shift == pytest.approx(logs.mean() + variance / 2, abs=1e-9)
         assert found.stderr == pytest.approx(stderr, rel=1e-9)
-        half = stats.t.ppf(0.975, 5) * stderr
-        assert found.upper - found.value == pytest.approx(half, rel=1e-9)
-        assert found.value - found.lower == pytest.approx(half, rel=1e-9)
+        rng = np.random.default_rng(0)
+        drawn = variance * 5 / rng.chisquare(5, size=1_000_000)
+        drawn = logs.mean() + shift + rng.normal(size=len(drawn)) * np.sqrt(drawn / 6) + drawn / 2
+        ends = np.quantile(drawn, [0.025, 0.975])
+        assert (found.lower, found.upper) == pytest.approx(ends, abs=0.03)
         plain = log_mean(logs + shift)
         assert (found.ess, found.largest_share) == (plain.ess, plain.largest_share)
+
+
+def test_intervals_of_small_variances_are_students():
+    """The log is then as good as the mean."""
+    logs = 1e-4 * np.array([-3.0, -2.0, -4.5, -2.5, -3.5, -3.0])
+    found = mean_of_estimates(logs)
+    half = stats.t.ppf(0.975, 5) * found.stderr
+    assert (found.lower, found.upper) == pytest.approx(
+        (found.value - half, found.value + half), abs=2e-3 * half
+    )
+    even = mean_of_estimates(np.full(6, -5.0))
+    assert (even.lower, even.value, even.upper) == (-5.0, -5.0, -5.0)
 
 
 def paths(variance, *, parts=16, count=8, memory=0.0, runs=400, seed=3):
@@ -192,7 +219,7 @@ def test_the_parts_of_a_path_show_the_variance(variance, memory):
     assert 0.92 <= held <= 0.98
     known = [f for f in found if f.label == "estimate"]
     values = np.array([f.value for f in known])
-    assert len(known) >= (0.7 if variance > 3 else 0.98) * len(found)
+    assert len(known) >= 0.98 * len(found)
     if variance < 4:  # Else the widest are left out.
         assert abs(values.mean()) < 0.1 * math.sqrt(variance)
     error = math.sqrt(np.mean([f.stderr**2 for f in known]))
@@ -202,7 +229,7 @@ def test_the_parts_of_a_path_show_the_variance(variance, memory):
         assert error < 0.95 * math.sqrt(np.mean(np.square(others)))
 
 
-@pytest.mark.parametrize(("lasting", "least"), [(0.5, 0.88), (2.0, 0.8)])
+@pytest.mark.parametrize(("lasting", "least"), [(0.5, 0.9), (2.0, 0.89)])
 def test_what_lasts_as_long_as_the_path_is_not_explained_by_its_parts(lasting, least):
     """A part of the variance is spread thinly over all parts, where it hides among their noise."""
     rng = np.random.default_rng(0)
@@ -253,7 +280,7 @@ def test_many_even_estimates_are_weights_like_any():
 REFUSED = {
     "one": [-3.0],
     "three": [-3.0, -3.1, -2.9],
-    "too far apart": [-3.0, -9.0, -2.0, -6.0, -8.0, -1.0, -4.0, -5.0],
+    "too far apart": [-3.0, -12.0, -2.0, -7.0, -10.0, -1.0, -4.0, -5.0],
     "one is 0": [-3.0, -math.inf, -2.9, -3.1, -3.0, -3.0, -2.9],
     "all are 0": [-math.inf] * 8,
 }
@@ -269,8 +296,8 @@ def test_estimates_that_say_too_little_give_a_lower_bound(name):
     assert found.lower == pytest.approx(found.value - math.log(20))
 
 
-def test_the_variance_that_is_too_wide_is_six():
+def test_the_variance_that_is_too_wide_is_twelve():
     even = np.array([-1.0, 1.0] * 4)
-    for scale, label in ((2.4, "estimate"), (2.5, "lower bound")):
+    for scale, label in ((3.4, "estimate"), (3.5, "lower bound")):
         logs = even * scale / even.std(ddof=1)
         assert mean_of_estimates(logs).label == label

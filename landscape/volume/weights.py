@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 __all__ = ["LogMean", "log_mean", "log_mean_exp", "mean_of_estimates", "tail_index"]
 
@@ -20,7 +20,8 @@ ENOUGH = 10.0  # Effective weights below which the estimate is only a lower boun
 EVEN = 0.99  # Part of the weights that are effective above which the tail says nothing.
 FEWEST = 4  # Estimates below which their spread is unknown.
 DOUBT = 0.4  # Variance of the log of how far a variance is from that of its path's parts.
-WIDEST = 6.0  # Variance of log-normal estimates beyond which their mean is out of sight.
+WIDEST = 12.0  # Variance of log-normal estimates beyond which their mean is out of sight.
+_NODES = 512  # Of the quadrature over a variance.
 HEAVY = 0.7  # Tail index above which means converge too slowly to be of use.
 
 
@@ -116,8 +117,13 @@ def mean_of_estimates(logs: FloatArray, parts: FloatArray | None = None) -> LogM
 
     Such products are log-normal, so that where :func:`log_mean` has too few to say more than a
     lower bound, the mean m and the variance v of k logs give ``m + v/2`` with the standard error
-    ``sqrt(v/k + v^2 / (2 d))`` and a t-interval with d degrees of freedom, provided that k is at
-    least 4 and v at most 6: beyond it the upper tail that carries the mean is out of sight.
+    ``sqrt(v/k + v^2 / (2 d))``, d degrees of freedom of v, provided that k is at least 4 and v at
+    most 12: beyond it the upper tail that carries the mean is out of sight. The interval is the
+    generalised one, from the 2.5% to the 97.5% quantile of
+
+        m + Z sqrt(V / k) + V / 2    for Z ~ N(0, 1) and V ~ v d / chi^2_d, independent
+
+    which is wider upwards: v is uncertain by a factor.
 
     The variance u of k logs has d = k - 1 only, and is the weakest link. Where the logs are sums
     over the parts of a path, parts that are longer than the memory of what makes them vary
@@ -131,17 +137,21 @@ def mean_of_estimates(logs: FloatArray, parts: FloatArray | None = None) -> LogM
     observation (o^2 = 2 / (k - 1)): log v is their mean with the weights 1 / t^2 and 1 / o^2, and
     d = 2 / t^2 + k - 1. Where both are more than two standard deviations apart u is taken alone.
 
-    With 8 log-normal estimates the interval holds the truth in 94% of cases at v = 1, 92% at 3 and
-    90% at 6 without parts; with 16 of them in 94%, and in 91, 88 and 83% where something that lasts
-    adds a half, as much, or twice as much variance as they show.
+    Of 4, 8 or 16 log-normal estimates the interval holds the truth in 92 to 97% of cases for v from
+    0.3 to 10, with parts or without, and where something that lasts adds a half, as much, or twice
+    as much variance as they show; also in 91 to 97% of the cases with a finite one. So it does for
+    annealed islands that lag behind (a metric of 0.3 of the curvature; two quadratics and a quartic
+    in 60 coordinates, 3200 islands for each of 13 paths) at v from 3 to 11; at v = 16 in 91 to 94%
+    and at 19 in 44 to 92% of the few that v lets pass.
 
     Args:
         logs: logs of the estimates in nats, -inf allowed, (k,), k >= 1.
         parts: what they are sums of, up to a constant, (j, k).
 
-    Source: Olsson, Confidence intervals for the mean of a log-normal distribution, J. Stat. Educ.
-    13 (2005), section 4 (Cox's method with t quantiles); Satterthwaite, An approximate distribution
-    of estimates of variance components, Biometrics Bull. 2 (1946).
+    Source: Krishnamoorthy and Mathew, Inferences on the means of lognormal distributions using
+    generalized p-values and generalized confidence intervals, J. Stat. Plan. Inference 115 (2003),
+    section 2; Satterthwaite, An approximate distribution of estimates of variance components,
+    Biometrics Bull. 2 (1946).
     """
     plain = log_mean(logs)
     count = len(logs)
@@ -160,9 +170,25 @@ def mean_of_estimates(logs: FloatArray, parts: FloatArray | None = None) -> LogM
         return plain
     value = float(logs.mean()) + variance / 2
     stderr = math.sqrt(variance / count + variance**2 / (2 * freedom))
-    half = float(stats.t.ppf(0.975, freedom)) * stderr
-    found = {"value": value, "stderr": stderr, "lower": value - half, "upper": value + half}
+    lower, upper = (float(logs.mean()) + end for end in _log_normal(variance, count, freedom))
+    found = {"value": value, "stderr": stderr, "lower": lower, "upper": upper}
     return replace(plain, **found, label="estimate", freedom=freedom)
+
+
+def _log_normal(variance: float, count: int, freedom: float) -> tuple[float, float]:
+    """The 95% interval of :func:`mean_of_estimates` about the mean of the logs."""
+    if not variance > 0:
+        return 0.0, 0.0
+    level = (np.arange(_NODES) + 0.5) / _NODES
+    drawn = variance * freedom / stats.chi2.isf(level, freedom)
+    centre, scale = drawn / 2, np.sqrt(drawn / count)
+    ends = centre.min() - 4 * scale.max(), centre.max() + 4 * scale.max()
+
+    def end(part: float) -> float:
+        below = lambda x: float(special.ndtr((x - centre) / scale).mean()) - part  # noqa: E731
+        return float(optimize.brentq(below, *ends))
+
+    return end(0.025), end(0.975)
 
 
 def _variance_of_sum(parts: FloatArray) -> tuple[float, float]:
