@@ -25,9 +25,9 @@ _QUADRATICS = f"""\
 The problems of `volume_accuracy.py`: excess loss `sum_i a_i (z_i - z*_i)^2 / 2`, cutoff 0.01, prior
 N(0, I), one anchor z* ~ N(0, I) for each n; `a` = 1, `i^-1.5`, or 1 for a tenth of the directions
 and else 0 (rank 10%). The mass matrix gets the exact curvature, of the power law 256 eigenvectors
-and the mean of the others. Asked for, within 1e6 gradients: a standard error of {ERROR[10]:g} nat at
-n = 10, {ERROR[1000]:g} nats at n = 100 and 1000, with {PARTICLES[1000]} chains; {ERROR[2000]:g} nats at n = 2000 with
-{PARTICLES[2000]}.
+and the mean of the others. Asked for, within 1e6 gradients: a standard error of {ERROR[10]:g} nat
+at n = 10, {ERROR[1000]:g} nats at n = 100 and 1000, with {PARTICLES[1000]} chains; {ERROR[2000]:g}
+nats at n = 2000, with {PARTICLES[2000]}.
 
 *t-interval covers*: in how many seeds the 95% t-interval over islands, whatever the verdict is,
 holds the truth; where it says no more than a lower bound it covers nothing. *Converged*: both

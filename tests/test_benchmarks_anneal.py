@@ -161,7 +161,7 @@ def test_the_report_says_what_is_missing_and_not_met(benchmarks, tmp_path):
     assert verdict[f"network, R = 0.5: {seeds}"] == "**not met**"
     assert verdict["cost"] == "–"
     assert "`pip install devinterp`: ERROR: no such thing" in report
-    assert "| 0.200 | 0.200 | -12.0 ± 0.5 | -12.5 ± 0.4 | yes |" in report
+    assert "| 0.200 | -12.0 ± 0.5 | 0.200 | -12.5 ± 0.4 | 0.200 | agree |" in report
 
 
 def test_the_radius_at_which_all_runs_agree(benchmarks):

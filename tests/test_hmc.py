@@ -45,9 +45,13 @@ def test_masses_are_their_dense_matrices(n, d):
     values, vectors = torch.linalg.eigh(matrix)
     root = vectors @ torch.diag(values.sqrt()) @ vectors.T
     assert torch.allclose(mass.inverse(rows), rows @ torch.linalg.inv(matrix), atol=1e-12)
-    assert torch.allclose(mass.root(rows), rows @ root, atol=1e-12)
-    assert torch.allclose(mass.inverse_root(mass.root(rows)), rows, atol=1e-12)
-    twice = mass.root(mass.root(rows))
+    assert torch.allclose(mass.power(rows, 0.5), rows @ root, atol=1e-12)
+    assert torch.allclose(mass.inverse_root(mass.power(rows, 0.5)), rows, atol=1e-12)
+    square = torch.einsum("ci,ij,cj->c", rows, matrix, rows)
+    assert torch.allclose(mass.square(rows), square, rtol=1e-13)
+    single = Mass(vectors=mass.vectors.float(), values=mass.values.float(), rest=mass.rest)
+    assert torch.allclose(single.square(rows.float()), square, rtol=1e-5)
+    twice = mass.power(mass.power(rows, 0.5), 0.5)
     assert torch.allclose(twice, rows @ matrix, atol=1e-11)
     assert torch.allclose(mass.inverse(twice), rows, atol=1e-11)
 
@@ -64,7 +68,7 @@ def test_velocities_have_the_inverse_mass_as_covariance():
 def test_rows_are_not_written_to():
     mass, rows = mass_of(6, 3), draw(2, 6)
     before = rows.clone()
-    mass.inverse(rows), mass.root(rows), mass.inverse_root(rows)
+    mass.inverse(rows), mass.square(rows), mass.inverse_root(rows)
     assert torch.equal(rows, before)
 
 
@@ -144,9 +148,9 @@ class Tracked:
     def inverse_root(self, rows):
         return self.velocity
 
-    def root(self, rows):
+    def square(self, rows):
         self.seen.append(rows.clone())
-        return self.mass.root(rows)
+        return self.mass.square(rows)
 
     def inverse(self, rows):
         return self.mass.inverse(rows)
@@ -175,7 +179,7 @@ def trajectory(target, mass, position, velocity, *, step, length=1.0, seed=0, ce
 
 
 def energies(target, mass, position, velocity):
-    return mass.root(velocity).square().sum(1) / 2 - target(position).log_density
+    return mass.power(velocity, 0.5).square().sum(1) / 2 - target(position).log_density
 
 
 def velocities(mass, count, n):
@@ -346,7 +350,7 @@ def test_a_law_that_is_not_gaussian_is_invariant():
 WRONG = {
     "always accepted": ("_chosen", lambda accepted, new, old: new),
     "velocity forgotten": ("_kinetic", lambda v, mass: torch.zeros(len(v), dtype=F64)),
-    "velocity doubled": ("_kinetic", lambda v, mass: mass.root(v).square().sum(1)),
+    "velocity doubled": ("_kinetic", lambda v, mass: mass.power(v, 0.5).square().sum(1)),
 }
 
 

@@ -165,7 +165,7 @@ def adapted(step: float, acceptance: float, *, rate: float) -> float:
 
 def _kinetic(velocity: Tensor, mass: Mass) -> Tensor:
     """``v^T M v / 2`` in float64, (C,)."""
-    return mass.root(velocity).double().square().sum(1).cpu() / 2
+    return mass.square(velocity).cpu() / 2
 
 
 def _select(accepted: Tensor, new: Evaluated, old: Evaluated) -> Evaluated:

@@ -22,7 +22,7 @@ class Mass:
         values: eigenvalues > 0 on the rows of U, (d,).
         rest: eigenvalue > 0 of their complement.
 
-    Cost: two products of (d, n) matrices with the rows, for each application.
+    Cost: two products of (d, n) matrices with the rows for each application, one for a square.
     """
 
     vectors: Tensor
@@ -31,17 +31,19 @@ class Mass:
 
     def inverse(self, rows: Tensor) -> Tensor:
         """``M^-1`` times every row of (C, n)."""
-        return self._power(rows, -1.0)
-
-    def root(self, rows: Tensor) -> Tensor:
-        """``M^(1/2)`` times every row of (C, n)."""
-        return self._power(rows, 0.5)
+        return self.power(rows, -1.0)
 
     def inverse_root(self, rows: Tensor) -> Tensor:
         """``M^(-1/2)`` times every row of (C, n): rows from N(0, I) become velocities."""
-        return self._power(rows, -0.5)
+        return self.power(rows, -0.5)
 
-    def _power(self, rows: Tensor, power: float) -> Tensor:
+    def square(self, rows: Tensor) -> Tensor:
+        """``v^T M v`` of every row v of (C, n), float64, (C,)."""
+        inside = (rows @ self.vectors.T).double().square() @ (self.values.double() - self.rest)
+        return inside + self.rest * rows.double().square().sum(1)
+
+    def power(self, rows: Tensor, power: float) -> Tensor:
+        """``M^power`` times every row of (C, n)."""
         outside = float(self.rest**power)
         if not len(self.values):
             return rows * outside
