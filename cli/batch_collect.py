@@ -8,7 +8,9 @@ from pathlib import Path
 
 from landscape.errors import UsageError
 from landscape.jobs import Unit
+from landscape.series import APART
 from landscape.series_store import collect_files
+from landscape.store import load
 from landscape.sweep_file import Run
 from landscape.sweep_store import (
     SweepRow,
@@ -45,7 +47,11 @@ def collect_units(sweep_file: Path, units: Sequence[Unit], out: Path, *, overwri
     for number, (run, found) in enumerate(runs.items(), 1):
         files = [path for path, unit in found.items() if unit.result is not None]
         rows: dict[str, SweepRow] = {}
-        if files:
+        if files and run.command in APART:
+            rows = {str(file): _alone(number, run, file) for file in files}
+            _, together = APART[run.command]
+            REPORT.say(printable(f"run {number}: is in the table only. Draw {together}"))
+        elif files:
             series = collected[number] = collect_files(files)
             for notice in series.notices:
                 REPORT.say(printable(f"run {number}: {notice}"))
@@ -72,6 +78,11 @@ def collect_units(sweep_file: Path, units: Sequence[Unit], out: Path, *, overwri
             for path, unit in found.items()
             if str(path) not in rows
         ]
+    if not collected:
+        raise UsageError(
+            f"{sweep_file}: no complete result of a command that gives series; expected those of "
+            "landscape hessian, volume or flat. Draw the others with landscape plot"
+        )
     sweep = SweepSeries(series=collected, table=tuple(table))
     new = write_new(
         out,
@@ -83,6 +94,22 @@ def collect_units(sweep_file: Path, units: Sequence[Unit], out: Path, *, overwri
     report_sweep(REPORT, out, sweep, new=new)
     text = f"series: {printable(out)} ({len(collected)} runs, {complete} results)"
     REPORT.say(text if new else f"{printable(out)} is up to date; nothing to do")
+
+
+def _alone(number: int, run: Run, file: Path) -> SweepRow:
+    """A result that no series holds."""
+    info = load(file).info
+    return _row(
+        number,
+        run,
+        info.checkpoint,
+        complete=True,
+        step=-1 if info.step is None else info.step,
+        loss=info.loss,
+        n_matvecs=info.n_matvecs,
+        wall_seconds=info.wall_seconds,
+        source=str(file),
+    )
 
 
 def _row(

@@ -24,13 +24,12 @@ from landscape.series_records import Band, OperatorSeries, Series
 from landscape.volume.records import VolumeResult
 from landscape.volume_series import VolumeSeries, collect_volumes
 
-__all__ = ["Band", "OperatorSeries", "Series", "collect", "subspace_overlap"]
+__all__ = ["APART", "Band", "OperatorSeries", "Series", "collect", "subspace_overlap"]
 
 FloatArray = NDArray[np.float64]
 Vectors = Callable[[int, str], NDArray[Any] | None]
 
-# Results that no series holds: what they are, and what to do with them instead.
-_APART = {
+APART = {
     "slice": ("is a slice, which is no series", "slices together with landscape plot"),
     "compare": (
         "compares two networks, which are no series",
@@ -46,6 +45,7 @@ _APART = {
         "these together with landscape plot",
     ),
 }
+"""Commands whose results no series holds: what they are, and what to draw instead."""
 _QUANTITIES = ("trace", "trace_square", "negative_mass", "near_zero_mass")
 
 
@@ -133,8 +133,8 @@ def collect(
     if isinstance(results[0], VolumeResult):
         return collect_volumes(results, names)
     command = results[0].info.command
-    if command in _APART:
-        what, together = _APART[command]
+    if command in APART:
+        what, together = APART[command]
         raise UsageError(
             f"{names[0]} {what}; expected results of landscape hessian, volume or flat. Draw "
             f"{together}"

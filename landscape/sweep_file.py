@@ -18,7 +18,7 @@ from landscape.resources import Resources, read_resources
 
 __all__ = ["COMMANDS", "OptionSpec", "Run", "Sweep", "read_sweep"]
 
-COMMANDS = ("hessian", "volume", "flat")
+COMMANDS = ("hessian", "volume", "flat", "modules", "information", "slice")
 _KEYS = {"checkpoints", "task", "set", "out", "runs", "resources"}
 # The sweep sets these itself, or they make no sense for a unit of work.
 _RESERVED = {"task", "set", "out", "overwrite", "json", "config", "quiet", "debug", "budget"}
@@ -127,7 +127,7 @@ def _runs(
                 "no option that a sweep can set",
                 f"an option of landscape {command}, without --",
             )
-    if command != "hessian":
+    if "sigma" in specs:
         for sigma in _choices(options.get("sigma", "rms")):
             if sigma != "init" and (isinstance(sigma, bool) or not isinstance(sigma, int | float)):
                 # Other rules take the prior from the checkpoint, of which each unit has its own.

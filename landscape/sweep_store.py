@@ -30,14 +30,15 @@ class SweepRow:
 
     Attributes:
         run: number of the command with its options, from 1 in the order of the sweep file.
-        command: ``hessian``, ``volume`` or ``flat``.
+        command: such as ``hessian``.
         options: of the command.
         checkpoint: file of the weights.
         complete: whether there is a result; else what follows is NaN, -1 and empty.
         step: training step, or place in the order of the names.
         loss: of the checkpoint.
-        quantity: what ``value`` is, such as ``largest eigenvalue of hessian``.
-        value: the first number of the result.
+        quantity: what ``value`` is, such as ``largest eigenvalue of hessian``; empty for results
+            that no series holds.
+        value: the first number of the result; NaN there.
         n_matvecs: matrix-vector products over the whole data set.
         wall_seconds: of the analysis.
         source: the result file, as it was named.
@@ -62,7 +63,7 @@ class SweepSeries:
     """All results of a sweep.
 
     Attributes:
-        series: of every run with results, by its number.
+        series: of every run with results that a series can hold, by its number.
         table: a row for every unit, run by run.
     """
 
@@ -79,7 +80,7 @@ class SweepSeries:
             return self.series
         if run not in self.series:
             known = ", ".join(f"{n} ({self.label(n)})" for n in self.series)
-            raise UsageError(f"--run {run}: no results of such a run; expected one of {known}")
+            raise UsageError(f"--run {run}: no series of such a run; expected one of {known}")
         return {run: self.series[run]}
 
     def label(self, run: int) -> str:

@@ -12,8 +12,9 @@ from landscape.sweep_file import OptionSpec, read_sweep
 VALUE = OptionSpec(flag=False, negation=None, repeatable=False)
 SEVERAL = OptionSpec(flag=False, negation=None, repeatable=True)
 FLAG = OptionSpec(flag=True, negation="--no-density", repeatable=False)
-OPTIONS = {"top": VALUE, "operator": SEVERAL, "density": FLAG, "sigma": VALUE}
-KNOWN = {"hessian": OPTIONS, "volume": OPTIONS, "flat": OPTIONS}
+OPTIONS = {"top": VALUE, "operator": SEVERAL, "density": FLAG}
+PRIOR = {"sigma": VALUE, "cutoff": VALUE}
+KNOWN = {"hessian": OPTIONS, "volume": PRIOR, "flat": PRIOR, "modules": PRIOR, "slice": OPTIONS}
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_other_contents_are_another_unit(units, tmp_path, task):
         ("[[runs]]\ncommand = 'hessian'\ntop = [[1, 2]]", "runs 1: top: [1, 2]"),
         ("[[runs]]\ncommand = 'hessian'\ndensity = 'no'", "runs 1: density: 'no'"),
         ("[[runs]]\ncommand = 'volume'", "runs 1: sigma: 'rms'"),
+        ("[[runs]]\ncommand = 'modules'", "runs 1: sigma: 'rms'"),
         ("[[runs", "not readable as TOML"),
         ("resources = 3", "resources: 3"),
         ("[resources]\ntiem = 3", "resources: tiem: an unknown key"),

@@ -341,7 +341,7 @@ def test_wrong_use_of_a_sweep_file_is_one_message(cli, tiny, measured):
     results = [str(path) for path in (tiny.folder / "out").glob("*.volume*/*.h5")]
     assert cli("collect", *results, "-o", series).code == 0
     for arguments, said in (
-        (("show", out, "--run", 9), "no results of such a run; expected one of 1 (hessian"),
+        (("show", out, "--run", 9), "no series of such a run; expected one of 1 (hessian"),
         (("show", series, "--run", 1), "is a series, which has no runs"),
         (("plot", results[0], "--run", 1), "is a result, which has no runs"),
         (("plot", out, results[0]), "expected it alone"),
@@ -371,6 +371,60 @@ def test_a_wrong_sweep_file_is_one_message(cli, sweep):
         assert done.code == 2
         assert len(done.errors) == 1
         assert "runs 1: tpo" in done.err
+
+
+APART = """
+[[runs]]
+command = 'modules'
+sigma = 1.0
+[[runs]]
+command = 'information'
+[[runs]]
+command = 'slice'
+along = ['random', 'eigen:1']
+points = 5
+"""
+
+
+def test_results_that_no_series_holds_are_in_the_table(cli, tiny, sweep):
+    sweep.write_text(sweep.read_text() + APART)
+    done = cli("batch", "run", sweep, "--workers", 2, "--json")
+    assert done.code == 0, done.err
+    entries = done.document["results"]
+    assert len(entries) == 10
+    assert {entry["status"] for entry in entries} == {"complete"}
+    alone = next(entry for entry in entries if entry["run"].startswith("modules"))
+    command, *options = alone["run"].split()
+    shared = ("--task", tiny.task, "--set", "activation=Tanh", "-o", tiny.folder / "alone")
+    (other,) = cli(command, alone["checkpoint"], *shared, *options, "--json").document["results"]
+    one, two = load(alone["file"]), load(other["file"])
+    np.testing.assert_array_equal(one.modules.coupling, two.modules.coupling)
+    out = tiny.folder / "s.h5"
+    done = cli("batch", "collect", sweep, "-o", out)
+    assert done.code == 0, done.err
+    assert "run 2: is in the table only. Draw these together with landscape plot" in done.err
+    found = landscape.load_sweep(out)
+    assert list(found.series) == [1]
+    rows = [row for row in found.table if row.command != "hessian"]
+    assert len(rows) == 8
+    for row in rows:
+        info = load(row.source).info
+        assert (row.step, row.loss, row.complete) == (info.step, info.loss, True)
+        assert (row.quantity, np.isnan(row.value)) == ("", True)
+    assert cli("plot", out).code == 0
+    shown = cli("show", out, "--run", 2)
+    assert shown.code == 2
+    assert "no series of such a run; expected one of 1 (hessian" in shown.err
+
+
+def test_a_sweep_without_any_series_says_what_to_draw(cli, tiny, sweep):
+    sweep.write_text(sweep.read_text().replace(RUNS, "[[runs]]\ncommand = 'information'\n"))
+    assert cli("batch", "run", sweep).code == 0
+    done = cli("batch", "collect", sweep, "-o", tiny.folder / "s.h5")
+    assert done.code == 2
+    (message,) = done.errors
+    assert "no complete result of a command that gives series" in message
+    assert not (tiny.folder / "s.h5").exists()
 
 
 def test_a_sweep_holds_no_comparisons(cli, sweep):
