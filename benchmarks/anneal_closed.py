@@ -18,7 +18,7 @@ from scipy import integrate, special
 from landscape.volume.anneal_records import Annealing
 from landscape.volume.islands import evaluated
 
-SEEDS, COPIES_SEEDS = 20, 3
+SEEDS, COPIES_SEEDS = 20, 20
 ERROR = 1.0  # Asked for, in nats.
 COPIES = 20
 QUICK = ("x^4", "(x y - 1)^2")

@@ -22,7 +22,8 @@ ERROR = {10: 1.0, 100: 2.0, 1000: 2.0, 2000: 3.0}
 """Standard error that is asked for, in nats."""
 
 PARTICLES = {10: 64, 100: 64, 1000: 64, 2000: 32}
-"""Particles of a run: half the default where a path is long and its levels dear."""
+GRADIENTS = {10: 1_000_000, 100: 1_000_000, 1000: 1_000_000, 2000: 500_000}
+"""Particles of a run, and gradients in all: half of both where a gradient costs most."""
 
 RAYS = 200
 WIDEST = 256  # Eigenvectors of the mass matrix; it need not be exact.
@@ -70,6 +71,7 @@ def _run(n: int, name: str, seed: int) -> Record:
         cutoff=CUTOFF,
         error=ERROR[n],
         chains=PARTICLES[n],
+        limit=GRADIENTS[n],
         seed=seed,
     )
     tilted, symmetric = (

@@ -14,7 +14,7 @@ from anneal_closed import SEEDS as CLOSED_SEEDS
 from anneal_cost import ROUNDS
 from anneal_figure import draw
 from anneal_learning import BURN, CHAINS, DRAWS
-from anneal_quadratics import ERROR, PARTICLES, RAYS, SEEDS
+from anneal_quadratics import ERROR, GRADIENTS, PARTICLES, RAYS, SEEDS
 from anneal_targets import targets
 from report import write_report
 from volume_problems import SPECTRA
@@ -27,7 +27,7 @@ N(0, I), one anchor z* ~ N(0, I) for each n; `a` = 1, `i^-1.5`, or 1 for a tenth
 and else 0 (rank 10%). The mass matrix gets the exact curvature, of the power law 256 eigenvectors
 and the mean of the others. Asked for, within 1e6 gradients: a standard error of {ERROR[10]:g} nat
 at n = 10, {ERROR[1000]:g} nats at n = 100 and 1000, with {PARTICLES[1000]} chains; {ERROR[2000]:g}
-nats at n = 2000, with {PARTICLES[2000]}.
+nats at n = 2000, with {PARTICLES[2000]} chains and {GRADIENTS[2000]:.0e} gradients.
 
 *t-interval covers*: in how many seeds the 95% t-interval over islands, whatever the verdict is,
 holds the truth; where it says no more than a lower bound it covers nothing. *Converged*: both

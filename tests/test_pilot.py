@@ -200,6 +200,51 @@ def test_lengths_are_thermodynamic():
     assert steps[:-1].max() <= 1 + 1e-9
 
 
+def trapped(problem):
+    """The problem with a second basin, of a tenth of the prior, whose bottom is at a loss of 2."""
+
+    def energy(z):
+        away = z.new_zeros(len(problem.anchor))
+        away[0] = 2.5
+        trap = z[:, 0] > 1.3
+        loss, slope = problem.energy(torch.where(trap[:, None], z - away, z))
+        return loss + 2.0 * trap, slope
+
+    return energy
+
+
+def test_a_chain_that_is_left_behind_changes_neither_length_nor_end(monkeypatch):
+    problem, goal = quartics(20), 0.2
+    free = ended(problem, goal, seed=12)
+    pilot = scout(problem, energy=trapped(problem), seed=12)
+    pilot.start(0.0)
+    pilot.warm(goal)
+    pilot.settle(goal)
+    stuck = pilot._particles.loss.ravel() > 1.9
+    assert 1 <= stuck.sum() <= 4
+    assert pilot.trail.length[-1] == pytest.approx(free.length[-1], rel=0.35)
+    assert pilot.trail.beta[-1] == pytest.approx(free.beta[-1], rel=0.4)
+    # Its curvature, that of another place, is not the metric's.
+    rows = []
+    seen = scout(
+        problem,
+        energy=trapped(problem),
+        seed=12,
+        metric_at=lambda z, i: rows.append(len(z)) or problem.metric_at(z, i),
+    )
+    seen.start(0.0)
+    seen.warm(goal)
+    assert (rows[0], rows[-1]) == (11, 10)
+    # So that this says something.
+    monkeypatch.setattr("landscape.volume.pilot._FENCE", math.inf)
+    monkeypatch.setattr("landscape.volume.pilot._MOST", 200)
+    blind = scout(problem, energy=trapped(problem), seed=5)
+    blind.start(0.0)
+    blind.warm(goal)
+    assert blind.n_levels == 200
+    assert blind.trail.length[-1] > 5 * free.length[-1]
+
+
 # Interruptions ----------------------------------------------------------------------------------
 
 

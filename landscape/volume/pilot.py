@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from landscape.volume.path import Metric, Trail
 __all__ = ["LENGTH", "MetricAt", "Scout"]
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 MetricAt = Callable[[Tensor, int], Metric]
 """Mean curvature at positions (m, n); the number tells calls apart, for their random streams."""
 
@@ -38,6 +40,7 @@ _STRIDE = 0.5  # Thermodynamic length between levels: chains that lag accept too
 _RATE = 0.3  # Of the adaptation of steps.
 _FIRST_STEP = 0.3
 _APART = 5.0, 0.08  # Length between metrics: at least so much, and so large a part of the whole.
+_FENCE = 2.0  # Interquartile ranges above the upper quartile.
 _MOST = 20_000  # Levels beyond which the pilot gives up.
 
 
@@ -235,15 +238,18 @@ class Scout:
 
     def _look(self, length: float) -> None:
         number = len(self.metrics)
-        seen = self._particles.chains.position[_held_out(self.chains) :]
-        self.metrics.append(self.metric_at(seen, number))
+        first = _held_out(self.chains)
+        near = torch.from_numpy(_with_the_rest(self._particles.loss.ravel())[first:])
+        seen = self._particles.chains.position[first:]
+        self.metrics.append(self.metric_at(seen[near.to(seen.device)], number))
         self.on_metric(number, self.metrics[-1])
         self._last = length
 
     def _note(self, beta: float, tether: float, length: float, step: float) -> None:
-        loss, loss_spread = _moments(self._particles.loss.ravel())
-        halves = distances(self._particles, self.anchor).ravel() / 2
-        half, distance_spread = _moments(halves)
+        losses, halves = self._particles.loss.ravel(), distances(self._particles, self.anchor) / 2
+        near = _with_the_rest(losses)
+        loss, loss_spread = _moments(losses[near])
+        half, distance_spread = _moments(halves.ravel()[near])
         row = _Row(
             beta=beta,
             tether=tether,
@@ -279,6 +285,23 @@ _COLUMNS = ("beta", "tether", "length", "loss", "distance", "step")
 def _held_out(chains: int) -> int:
     """Chains that tune the steps, but not the metric: it fits the chains that it was made from."""
     return max(chains // 3, 1)
+
+
+def _with_the_rest(losses: FloatArray) -> BoolArray:
+    """Which chains have not been left behind.
+
+    Cube roots of excess losses, which are nearly normal for any number of steep directions (Wilson
+    and Hilferty 1931), must be below Tukey's fence. Without resampling a chain may stay at a saddle
+    for good. Particles of the run that counts have weights, which leave it; a mean or a spread that
+    has it in would make the path end too late and its levels too near to each other by any factor.
+    """
+    finite = np.isfinite(losses)
+    if not finite.any():
+        return ~finite  # Of nothing the pilot says so itself.
+    roots = np.cbrt(losses)
+    low, high = np.quantile(roots[finite], [0.25, 0.75])
+    near: BoolArray = finite & (roots <= high + _FENCE * (high - low))
+    return near
 
 
 def _moments(values: FloatArray) -> tuple[float, float]:
