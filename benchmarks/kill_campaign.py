@@ -29,6 +29,7 @@ import h5py
 import numpy as np
 
 from landscape import __version__
+from landscape.partial import PartialFile
 from landscape.store import load
 from landscape.training import train
 
@@ -146,7 +147,11 @@ def check_files(folder: Path, outcome: Outcome) -> None:
         load(path)
         outcome.files_opened += 1
     for path in folder.rglob("*.h5.partial"):
-        h5py.File(path).close()
+        with h5py.File(path) as file:
+            key, count = file.attrs["key"], len(file["units"])
+        # State that is there must be taken up, too.
+        if PartialFile(path.with_suffix(""), key).n_resumed != count:
+            sys.exit(f"{path}: {count} units of work cannot be read")
         outcome.states_opened += 1
 
 

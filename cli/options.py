@@ -277,10 +277,11 @@ class Common:
     budget: Annotated[
         str | None,
         typer.Option(
-            metavar="SECONDS|Nmv",
+            metavar="SECONDS|Nmv|Ngrad",
             rich_help_panel=_RUN,
-            help="Stop after so many seconds (60) or matrix-vector products (2000mv) and report; "
-            "a larger budget continues. Exact paths are not cut short.",
+            help="Stop after so many seconds (60), matrix-vector products (2000mv) or, when "
+            "annealing, gradients (1e6grad) and report; a larger budget continues. Exact paths are "
+            "not cut short.",
         ),
     ] = None
     weights_key: Annotated[

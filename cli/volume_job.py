@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from landscape.units import MemoryUnits
-from landscape.volume.anneal_job import keep_annealing
+from landscape.volume.anneal_job import keep_annealing, reaches_further
 from landscape.volume.options import VolumeOptions
 from landscape.volume.radial_job import keep_rays
 from landscape.volume.records import VolumeResult
+from landscape.volume_anneal import anneal_limit
 from landscape.volume_runs import VolumeRun
 from landscape_cli.measuring import PriorJob
 from landscape_cli.render_volume import report_volume, volume_plan
@@ -49,9 +50,10 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
         if "anneal" in options.methods:
             if result.annealing is None or "anneal" not in result.estimates:
                 return False
-            given = run.settings.budget.gradients
-            more = given is not None and given > result.annealing.n_gradients
-            if more and (result.estimates["anneal"].stderr > options.error).any():
+            limit = anneal_limit(run.settings, explicit=True)
+            if not (result.estimates["anneal"].stderr <= options.error).all() and reaches_further(
+                result.annealing, options.chains, limit
+            ):
                 return False
         for name, found in result.estimates.items():
             wanted = options.samples

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import h5py
 import numpy as np
@@ -55,7 +56,7 @@ class PartialFile(MemoryUnits):
                 self.seconds = float(file.attrs["seconds"])
                 for name, group in file["units"].items():
                     unit = {key: np.asarray(data[()]) for key, data in group.items()}
-                    self._units[name] = unit | dict(group.attrs)
+                    self._units[unquote(name)] = unit | dict(group.attrs)
         except ResultFileError:
             # A damaged partial file only costs the time to compute it again.
             self._units, self.seconds = {}, 0.0
@@ -94,7 +95,8 @@ class PartialFile(MemoryUnits):
             file.attrs["seconds"] = self.seconds
             units = file.create_group("units", track_order=True)
             for name, unit in self._units.items():
-                _write_unit(units.create_group(name), unit)
+                # A slash would make groups within groups.
+                _write_unit(units.create_group(quote(name, safe=" ")), unit)
         self._changed = False
         self._last = time.monotonic()
         self._cost = self._last - began

@@ -8,6 +8,7 @@ import pytest
 import torch
 from annealers import CUTOFF, annealer, ladder_volume
 
+from landscape.partial import PartialFile
 from landscape.units import MemoryUnits, silent
 from landscape.volume.anneal_job import keep_annealing, mark_places
 from landscape.volume.anneal_plan import Plan
@@ -72,22 +73,27 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("kept", ["in memory", "in a file"])
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_killed_measurement_goes_on_with_the_same_numbers(name):
+def test_a_killed_measurement_goes_on_with_the_same_numbers(name, kept, tmp_path):
     problem, options = CASES[name]
     whole = anneal.Counted(problem.energy)
     expected = annealer(problem, energy=whole, **options).measure()
     generator, units, used, kills = np.random.default_rng(1), KeptUnits(), 0, 0
-    found = None
+    found, limits = None, [1500, whole.rows // 6]
     while found is None:
+        if kept == "in a file":  # Of which another process knows no more than what is there.
+            units = PartialFile(tmp_path / "a.h5", "key", interval=0)
+            assert (units.n_resumed > 0) == (kills > 0)
+            limits = [1500, whole.rows // 12]
         # Never so little that a level cannot be done.
-        fuse = Fuse(problem.energy, int(generator.integers(1500, whole.rows // 6)))
+        fuse = Fuse(problem.energy, int(generator.integers(*limits)))
         try:
             found = annealer(problem, energy=fuse, units=units, **options).measure()
         except KilledError:
             kills += 1
         used += fuse.used
-    assert kills >= 6
+    assert kills >= (15 if kept == "in a file" and name == "nearer" else 6)
     assert numbers(found) == numbers(expected)
     # A level is a trajectory of 32 chains, or 16 of them at a mark.
     assert used - whole.rows < kills * 32 * 17 * 12

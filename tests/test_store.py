@@ -425,17 +425,18 @@ class TestPartialFile:
     def unit(self):
         return {"nodes": np.array(AWKWARD), "rows": np.zeros((0, 3)), "count": 3, "flag": True}
 
-    def test_units_come_back(self, tmp_path):
+    @pytest.mark.parametrize("name", ["probe-0", "anneal/ladder/57/0/state", "b probe%2F", "é"])
+    def test_units_come_back(self, tmp_path, name):
         path = tmp_path / "a.h5"
         first = PartialFile(path, "key")
-        first.put("probe-0", self.unit())
+        first.put(name, self.unit())
         first.put("gone", {"x": np.ones(1)})
         first.drop("gone")
         first.seconds = 2.5
         first.flush()
         again = PartialFile(path, "key")
         assert (again.n_resumed, again.seconds) == (1, 2.5)
-        found = again.get("probe-0")
+        found = again.get(name)
         assert found.keys() == self.unit().keys()
         np.testing.assert_array_equal(found["nodes"], AWKWARD)
         assert found["rows"].shape == (0, 3)

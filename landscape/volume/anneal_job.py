@@ -22,7 +22,7 @@ from landscape.volume.path import Trail
 from landscape.volume.pilot import MetricAt
 from landscape.volume.records import VolumeEstimate
 
-__all__ = ["AnnealFound", "Annealer", "keep_annealing"]
+__all__ = ["AnnealFound", "Annealer", "keep_annealing", "reaches_further"]
 
 _NEAR, _NEARER = 100.0, 10.0  # 1 + k where the outward start begins, at least; over that of R.
 _POINTS = 5  # Radii of the curve between the start and R.
@@ -327,6 +327,19 @@ def keep_annealing(annealing: Annealing, chains: int, units: Units) -> None:
             units.put(run_label(name, levels, index), part.as_unit())
     if math.isfinite(annealing.reverse_partition):
         units.put("anneal/reverse", {"bound": annealing.reverse_partition, "n_gradients": 0})
+
+
+def reaches_further(annealing: Annealing, chains: int, limit: int) -> bool:
+    """Whether so many gradients in all are enough for one more run of a complete result's ladder.
+
+    Args:
+        annealing: of the result.
+        chains: particles of a run.
+        limit: gradients in all.
+    """
+    runs = annealing.ladder.loss.shape[1] // (chains // ISLAND)
+    # Runs differ a little in what they take.
+    return bool(limit - annealing.n_gradients > 1.1 * annealing.ladder.n_gradients / max(runs, 1))
 
 
 def mark_places(islands: Islands, lengths: Sequence[float]) -> list[int]:

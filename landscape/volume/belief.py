@@ -40,10 +40,10 @@ _STRIDE = (
 )
 _APART = 0.05  # Relative difference of distances that is no difference.
 _PRECISE = 3.0  # Nats that the difference of the starts must be known to, or the error asked for.
-_MORE = "a larger --budget"
+_MORE = "a larger --budget, with a smaller --error where that is reached: a finer path"
 _FARTHER = (
-    "a larger --budget, or a smaller --tether: beyond the radius at which both starts agree the "
-    "value is only a lower bound"
+    "a smaller --error with a larger --budget, or a smaller --tether: beyond the radius at which "
+    "both starts agree the value is only a lower bound"
 )
 
 
@@ -131,7 +131,7 @@ def agree(one: Start, two: Start, *, error: float) -> tuple[Check, Check]:
             limit=room,
             at_least=False,
             passed=apart <= room,
-            remedy="a larger --budget, or a smaller --tether",
+            remedy="a smaller --error with a larger --budget, or a smaller --tether",
         ),
     )
 

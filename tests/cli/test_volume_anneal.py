@@ -72,6 +72,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(shifted, tiny):
     for budget in ("300grad", "1500grad", "6000grad"):
         cut = shifted("--budget", budget)
         assert cut.code == 0, cut.err
+        assert ("resuming from" in cut.err) == bool(statuses)
         statuses.add(cut.document["results"][0]["status"])
     assert "budget" in statuses
     again = shifted("--budget", "1000000grad")
@@ -104,6 +105,14 @@ def test_a_larger_budget_goes_on(shifted, tiny):
     after = landscape.load(file).annealing
     assert after.n_gradients > before.n_gradients
     assert after.ladder.loss.size > before.ladder.loss.size
+    assert "nothing to do" in shifted(*options, "120000grad").err
+    # Time is a budget of its own, and what goes without saying reaches further than that.
+    for further in (("--error", "0.02", "--budget", "1s"), ("--error", "0.02")):
+        again = shifted(*further)
+        assert again.code == 0
+        assert "nothing to do" not in again.err
+    last = landscape.load(file).annealing
+    assert last.ladder.loss.size > after.ladder.loss.size
     for value in (cut.values["anneal"], found.values["anneal"]):
         assert value["lower"][0] <= TRUTH <= (value["upper"][0] or 0)
 
