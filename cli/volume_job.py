@@ -50,10 +50,12 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
         if "anneal" in options.methods:
             if result.annealing is None or "anneal" not in result.estimates:
                 return False
+            imprecise = not (result.estimates["anneal"].stderr <= options.error).all()
             limit = anneal_limit(run.settings, explicit=True)
-            if not (result.estimates["anneal"].stderr <= options.error).all() and reaches_further(
-                result.annealing, options.chains, limit
-            ):
+            # Pilots are repeated, and might take all the seconds that there are.
+            timed = run.settings.budget.seconds is not None
+            more = not timed and reaches_further(result.annealing, options.chains, limit)
+            if imprecise and more:
                 return False
         for name, found in result.estimates.items():
             wanted = options.samples
