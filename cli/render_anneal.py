@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
 from landscape.volume.anneal_records import Annealing, Check, Curve
 from landscape.volume.anneal_summary import at_radius, judgement
+from landscape.volume.mixing import Mixing, mixing
 from landscape.volume.records import VolumeEstimate, VolumeResult
 from landscape_cli.render import number
 from landscape_cli.reporting import printable
@@ -44,6 +46,8 @@ def _summary(annealing: Annealing, estimate: VolumeEstimate) -> Table:
     if annealing.outward is not None:
         table.add_row("agreement", _agreement(annealing.agreed_radius))
     table.add_row("islands", _islands(estimate))
+    if found := mixing(annealing.ladder):
+        table.add_row("mixing", _mixing(found))
     table.add_row("gradients", _gradients(annealing))
     if math.isinf(annealing.radius):
         table.add_row("symmetries", _symmetries(annealing))
@@ -64,6 +68,11 @@ def _islands(estimate: VolumeEstimate) -> str:
         return f"{count}"
     low, high = f"{known.min():.1f}", f"{known.max():.1f}"
     return f"{low if low == high else f'{low} to {high}'} effective of {count}"
+
+
+def _mixing(found: Mapping[str, Mixing]) -> str:
+    parts = [f"R-hat {m.rhat:.3g}, ESS {m.ess:.0f} ({what})" for what, m in found.items()]
+    return f"{'; '.join(parts)}, of {next(iter(found.values())).draws} draws at the end"
 
 
 def _gradients(annealing: Annealing) -> str:
@@ -161,6 +170,7 @@ def anneal_values(result: VolumeResult) -> dict[str, Any]:
         "agreed_radius": annealing.agreed_radius,
         "markov": annealing.markov,
         "reverse": annealing.reverse,
+        "mixing": {name: dataclasses.asdict(m) for name, m in mixing(annealing.ladder).items()},
         "checks": [dataclasses.asdict(check) for check in annealing.checks],
         "curve": dict(vars(annealing.curve)),
         "symmetries": [{"name": name, "log_order": order} for name, order in named],

@@ -214,7 +214,7 @@ def test_figures_need_no_torch():
     light |= {"information", "information_plot", "information_series", "information_store"}
     packages = {"volume", "flat", "compare", "slices", "information", "modules"}
     paths = [LIBRARY / f"{name}.py" for name in light - packages]
-    records = ("records", "anneal_records", "anneal_summary", "islands", "weights")
+    records = ("records", "anneal_records", "anneal_summary", "islands", "mixing", "weights")
     paths += [LIBRARY / "volume" / f"{name}.py" for name in records]
     for path in (*paths, *(LIBRARY / name / "records.py" for name in packages - {"volume"})):
         assert own(path) <= light, path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from landscape.volume.islands import (
     squared_distances,
     volumes,
 )
+from landscape.volume.mixing import mixing
 from landscape.volume.weights import LogMean
 
 __all__ = ["AGREE", "Start", "agree", "checks", "finding", "start"]
@@ -201,10 +201,12 @@ def checks(name: str, islands: Islands) -> list[Check]:
     spread = float(total.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
     limit = _interval(spread, weighed.stderr, count - 1, weighed.freedom) + 0.1
     found.append(_check(f"{name}: weights against integration", gap, limit, False, _MORE))
-    draws = islands.draw_loss
-    if draws.shape[1] >= 8 and len(draws):
-        name = f"{name}: split R-hat of the excess loss"
-        found.append(_check(name, _rhat(draws[-1]), _RHAT, False, _MORE))
+    for what, mixed in mixing(islands).items():
+        # Distances forget so slowly that they would raise an alarm wherever there are flat
+        # directions; the other start tells whether that matters.
+        if what == "excess loss":
+            name = f"{name}: split R-hat of the {what}"
+            found.append(_check(name, mixed.rhat, _RHAT, False, _MORE))
     return found
 
 
@@ -213,15 +215,3 @@ def _check(name: str, value: float, limit: float, at_least: bool, remedy: str) -
     return Check(
         name=name, value=value, limit=limit, at_least=at_least, passed=bool(passed), remedy=remedy
     )
-
-
-def _rhat(draws: FloatArray) -> float:
-    """Rank-normalised split R-hat of draws (s, i, p), a chain for each particle."""
-    from arviz_stats.base.array import array_stats
-
-    chains = draws.reshape(len(draws), -1).T
-    if not np.ptp(chains) > 0:
-        return 1.0
-    rhat: Any = array_stats.rhat
-    with np.errstate(divide="ignore"):  # Chains that do not move at all: inf.
-        return float(rhat(chains, chain_axis=0, draw_axis=1))

@@ -53,6 +53,8 @@ class TestTables:
             "judgement converged: both starts agree at R = ∞",
             "agreement both starts agree up to R = ∞, no limit",
             "islands 5.2 to 7.5 effective of 8",
+            "mixing R-hat 1, ESS 1432 (excess loss); R-hat 1, ESS 1432",
+            "(distance), of 1024 draws at the end",
             "gradients 123456 of the whole data set; 0.25 ms each, many chains together; 1 ms for "
             "the model alone (0.25 of it)",
             "symmetries 3.8712 nats of copies in the value: permutations of 3 units of [0], "
@@ -194,6 +196,9 @@ class TestJson:
             "remedy": "a larger --budget, or a smaller --tether",
         }
         assert found["checks"][1]["passed"] is True
+        assert list(found["mixing"]) == ["excess loss", "distance"]
+        assert found["mixing"]["distance"]["draws"] == 1024
+        assert 500 < found["mixing"]["distance"]["ess"] < 1500
         curve = found["curve"]
         assert curve["radius"] == [0.1, 0.2, 0.4, 0.8, None]
         assert curve["agrees"] == [True, True, True, False, False]
