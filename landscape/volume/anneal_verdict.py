@@ -97,20 +97,18 @@ def verdict(
         made = [_one_start(), *made]
     converged = all(check.passed for check in made)
     agreed = curve.radius[curve.agrees]
-    markov = np.array(
+    means = np.array(
         [
-            log_mean_exp(volumes(main, mark, float(cutoff), radius * math.sqrt(n))) - _MARKOV
+            log_mean_exp(volumes(main, mark, float(cutoff), radius * math.sqrt(n)))
             for mark, cutoff in zip(marks, cutoffs, strict=True)
         ]
     )
+    markov = means - _MARKOV
     reverse = np.full(len(cutoffs), np.inf)
     if math.isfinite(upper):
-        reverse[goal] = min(
-            upper
-            + found[goal].volume.value
-            - log_mean_exp(main.log_partition[main.marks[marks[goal]]]),
-            0.0,
-        )
+        # Both of the same kind: what islands have in common cancels.
+        partition = log_mean_exp(main.log_partition[main.marks[marks[goal]]])
+        reverse[goal] = min(upper + means[goal] - partition, 0.0)
     annealing = Annealing(
         radius=radius,
         converged=converged,
@@ -191,7 +189,8 @@ def _numbers(found: Start | None) -> tuple[float, ...]:
     if found is None:
         return (math.nan,) * 5
     v = found.volume
-    return (v.value, v.stderr, v.lower, v.upper, found.distance)
+    value, lower, upper = np.minimum([v.value, v.lower, v.upper], 0.0).tolist()
+    return (value, v.stderr, lower, upper, found.distance)
 
 
 def _estimate(
