@@ -131,15 +131,15 @@ def log_normal(variance, count=8, runs=400, seed=3):
 
 
 @pytest.mark.parametrize("variance", [0.1, 0.3, 1.0, 3.0, 6.0, 10.0])
-@pytest.mark.parametrize("count", [4, 8, 16])
+@pytest.mark.parametrize("count", [4, 8, 16, 32, 64])
 def test_intervals_of_few_log_normal_estimates_hold_the_truth(variance, count):
     found = [mean_of_estimates(logs) for logs in log_normal(variance, count)]
     held = np.mean([f.lower <= 0 <= f.upper for f in found])
-    assert held >= 0.92
+    assert held >= 0.9
     known = [f for f in found if f.label == "estimate"]
     assert len(known) >= (0.65 if variance > 3 else 0.97) * len(found)
     # Of those with a finite interval too: the limit must not choose the lucky ones.
-    assert np.mean([f.lower <= 0 <= f.upper for f in known]) >= 0.92
+    assert np.mean([f.lower <= 0 <= f.upper for f in known]) >= 0.9
     values = np.array([f.value for f in known])
     if variance <= 3:
         assert abs(values.mean()) < 0.35
