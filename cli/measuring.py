@@ -83,6 +83,10 @@ class Job(ABC, Generic[Run, Found]):
     def extend(self, earlier: Found, run: Run, units: MemoryUnits) -> None:
         """Let a run add to a stored result without losing anything of it."""
 
+    def lacks(self, result: Found, earlier: Found) -> bool:
+        """Whether a run that added to a stored result was cut short of what that has."""
+        return False
+
 
 class PriorJob(Job[PriorRun, Found]):
     """What a command does that measures under a prior.
@@ -303,6 +307,14 @@ def _measure_held(
     except BaseException:
         units.flush()
         raise
+    if earlier is not None and job.lacks(result, earlier):
+        ranks.shared(units.flush)
+        REPORT.warn(
+            f"{printable(file)} stays as it was: the budget did not reach what it has already; a "
+            "larger --budget adds to it"
+        )
+        job.report(file, earlier, new=False)
+        return file, earlier
     ranks.shared(lambda: _keep(file, result, units))
     job.report(file, result, new=True)
     return file, result

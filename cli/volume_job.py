@@ -76,6 +76,13 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
         if earlier.annealing is not None:
             keep_annealing(earlier.annealing, run.options.chains, units)
 
+    def lacks(self, result: VolumeResult, earlier: VolumeResult) -> bool:
+        """Whether a start of an annealed result has not been repeated."""
+        old, new = earlier.annealing, result.annealing
+        if old is None:
+            return False
+        return new is None or (old.outward is not None and new.outward is None)
+
     def plan(self, run: VolumeRun, n: int) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """What a run would do: for JSON, and as rows of a table."""
         return {"route": run.route}, volume_plan(run, n)

@@ -96,6 +96,21 @@ def test_a_complete_result_goes_on_with_its_islands(shifted, tiny):
     assert after.reverse_partition == before.reverse_partition
 
 
+@pytest.mark.parametrize("budget", ["100grad", "1000grad", "0.001s"])
+def test_what_is_there_is_not_lost_to_a_small_budget(shifted, tiny, budget):
+    """Pilots are repeated first, which a result does not hold."""
+    before = shifted("--error", "0.3").values["anneal"]
+    (file,) = files(tiny)
+    content = file.read_bytes()
+    cut = shifted("--error", "0.25", "--budget", budget)
+    assert cut.code == 0, cut.err
+    assert "stays as it was" in cut.err
+    assert cut.values["anneal"] == before
+    assert file.read_bytes() == content
+    again = shifted("--error", "0.25")
+    assert again.values["anneal"]["stderr"][0] <= 0.25
+
+
 def test_a_larger_budget_goes_on(shifted, tiny):
     options = ("--error", "0.02", "--budget")
     cut = shifted(*options, "60000grad")
