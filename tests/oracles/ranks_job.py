@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import pickle
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from landscape.budget import Budget
 from landscape.checkpoint import read_checkpoint
 from landscape.compare.options import CompareOptions
 from landscape.compare_runs import CompareRun
-from landscape.distributed import Alone, join
+from landscape.distributed import Alone, join, leave
 from landscape.errors import LandscapeError
 from landscape.hessian import HessianOptions
 from landscape.launch import launched
@@ -262,6 +263,11 @@ def main() -> None:
     if ranks.rank == 0:
         Path(sys.argv[1]).write_bytes(pickle.dumps((found, everyone)))
     assert math.isfinite(ranks.each(1.0)[0])
+    if leave():
+        # As the command line ends: torch's threads may abort an interpreter that ends by itself.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
