@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from landscape.checkpoint import Checkpoint
-from landscape.distributed import join
+from landscape.distributed import join, leave
 from landscape.errors import CheckpointError
 from landscape.launch import launched
 from landscape.node_copy import read_once
@@ -78,6 +78,9 @@ def main() -> None:
         "alone": alone,
     }
     (folder / f"{ranks.rank}.pickle").write_bytes(pickle.dumps(told))
+    if leave():
+        # As the command line ends: torch's threads may abort an interpreter that ends by itself.
+        os._exit(0)
     ranks.each(0.0)
 
 
