@@ -10,7 +10,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from anneal_tables import grouped
+from anneal_tables import STARTS, grouped
 from matplotlib.axes import Axes
 
 Record = dict[str, Any]
@@ -77,7 +77,7 @@ def _network(axes: Axes, section: Record) -> None:
         curve, colour = run["curve"], _COLOURS[place % len(_COLOURS)]
         place += 1
         # No limit is drawn at the distance of the particles there.
-        for start, form in (("ladder", "o-"), ("outward", "s--")):
+        for start, form in zip(STARTS, ("o-", "s--"), strict=True):
             places = zip(curve["radius"], curve[f"{start}_distance"], strict=True)
             x = [distance if radius is None else radius for radius, distance in places]
             points = [

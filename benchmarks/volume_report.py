@@ -65,6 +65,12 @@ of several lower bounds is again one (at the error rate of all of them together)
 largest of a row, the symmetric law (exact Hessian as preconditioner) included."""
 
 
+_ANNEALING = """\
+`anneal` on the same quadratic problems and on a digits network, side by side with `quadratic`,
+`radial` and symmetric rays: [anneal_accuracy.md](anneal_accuracy.md), by `anneal_accuracy.py`,
+which takes hours where this takes minutes."""
+
+
 def _verdict(met: bool, /) -> str:
     return "met" if met else "**NOT met**"
 
@@ -276,6 +282,7 @@ def render(results: dict[str, Any], picture: str) -> str:
     parts += ["### Ways to spend the products, power law", _SPLITS, _splits(results)]
     parts += ["## Networks", _NETWORKS, *map(_network, results["networks"])]
     parts += ["### Tilts", _TILTS, _tilts(results)]
+    parts += ["## Annealing", _ANNEALING]
     return "\n\n".join(parts) + "\n"
 
 

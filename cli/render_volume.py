@@ -111,7 +111,8 @@ def _how(found: VolumeEstimate) -> str:
 
 
 def _interval(found: VolumeEstimate, c: int) -> str:
-    if found.stderr[c] == 0 and found.lower[c] == found.upper[c]:
+    certain = found.stderr[c] == 0 and found.lower[c] == found.upper[c]
+    if certain and found.method_name == "quadratic":
         return "exact"
     upper = number(found.upper[c]) if math.isfinite(found.upper[c]) else "∞"
     return f"{number(found.lower[c])} to {upper}"
@@ -211,4 +212,20 @@ def volume_plan(run: VolumeRun, n: int) -> list[tuple[str, str]]:
         ("curvature", f"{run.curvature}, {_ROUTES[run.route]}"),
         ("quadratic", cost if "quadratic" in options.chosen else "no"),
         ("radial", radial if "radial" in options.chosen else "no"),
+        ("anneal", _anneal_plan(run)),
     ]
+
+
+def _anneal_plan(run: VolumeRun) -> str:
+    """What ``anneal`` would do, as far as that is known before its pilots."""
+    from landscape.volume_anneal import anneal_limit
+
+    options, explicit = run.options, "anneal" in run.options.methods
+    if "anneal" not in options.chosen or options.shard is not None:
+        return "no"
+    seconds = run.settings.budget.seconds
+    most = f"at most {anneal_limit(run.settings, explicit=explicit)} gradients"
+    if explicit and seconds is not None and run.settings.budget.gradients is None:
+        most = f"at most {seconds:g} s"
+    where = "" if explicit else ", where it is predicted to take no more"
+    return f"{options.chains} particles a run, from the prior and the checkpoint, {most}{where}"

@@ -24,7 +24,9 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
 
     kind = VolumeRun
     options: VolumeOptions
-    remedy = "use more --samples or --probes, a larger --budget, or a larger --error"
+    remedy = (
+        "use more --samples or --probes, a larger --budget, a smaller --tether, or a larger --error"
+    )
 
     def suffix(self) -> str:
         """What a shard's file name ends in."""
@@ -52,10 +54,7 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
                 return False
             imprecise = not (result.estimates["anneal"].stderr <= options.error).all()
             limit = anneal_limit(run.settings, explicit=True)
-            # Pilots are repeated, and might take all the seconds that there are.
-            timed = run.settings.budget.seconds is not None
-            more = not timed and reaches_further(result.annealing, options.chains, limit)
-            if imprecise and more:
+            if imprecise and reaches_further(result.annealing, options.chains, limit):
                 return False
         for name, found in result.estimates.items():
             wanted = options.samples

@@ -1,8 +1,8 @@
 """One reading of a checkpoint for all processes of a node, which share its tensors in memory.
 
 The lowest process of a node reads and checks the file and writes the tensors to a temporary file.
-All processes of the node map that file, so that the tensors are in memory once; it has no name any
-more by the time they are used, and nobody writes to it.
+All processes of the node map that file, so that the tensors are in memory once; its name goes as
+soon as all of them have done so, and nobody writes to it.
 """
 
 from __future__ import annotations

@@ -292,8 +292,8 @@ def test_agreement_is_within_errors_that_are_small_enough():
 def test_a_finding_says_what_keeps_starts_from_agreeing():
     near = a_start(-10, 0.3)
     assert finding(near, a_start(-10.5, 0.3), error=1.0) == AGREE
-    assert finding(None, near, error=1.0) == "nothing from the prior"
-    assert finding(near, None, error=1.0) == "nothing from the checkpoint"
+    assert finding(None, near, error=1.0) == "no run from the prior"
+    assert finding(near, None, error=1.0) == "no run from the checkpoint"
     low = a_start(-10, 0.3, label="lower bound")
     assert finding(near, low, error=1.0) == "a lower bound from the checkpoint"
     assert finding(low, near, error=1.0) == "a lower bound from the prior"

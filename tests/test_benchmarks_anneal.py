@@ -97,7 +97,7 @@ def curve():
     columns = {"ladder": [-12.0, None, -10.0], "ladder_stderr": [0.5, None, 0.6]}
     columns |= {"outward": [-12.5, -11.0, -10.5], "outward_stderr": [0.4, 0.5, 0.6]}
     columns |= {"ladder_distance": [0.2, None, 0.9], "outward_distance": [0.2, 0.5, 0.8]}
-    findings = ["agree", "nothing from the prior", "log V differs by 5, not 2"]
+    findings = ["agree", "no run from the prior", "log V differs by 5, not 2"]
     return {**columns, "radius": [0.2, 0.5, None], "findings": findings}
 
 

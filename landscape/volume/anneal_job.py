@@ -199,8 +199,9 @@ class Annealer:
             needed = before + plan.n_gradients / part
             self._notes.append(
                 f"anneal: {name}: a run of its {self.options.chains} chains takes "
-                f"{plan.n_gradients} gradients at least and was left out: use a --budget of "
-                f"{1.1 * needed:.2g}grad or more, or fewer --chains"
+                f"{plan.n_gradients} gradients at least, more than its share ({share:.0%}) of the "
+                f"{max(self.limit - self._work.n_gradients, 0)} that are left, and was left out: "
+                f"use a --budget of {1.1 * needed:.2g}grad or more, or fewer --chains"
             )
             return None
         self.units.put(label, {"levels": plan.levels})

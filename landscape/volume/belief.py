@@ -21,7 +21,7 @@ from landscape.volume.islands import (
     squared_distances,
     volumes,
 )
-from landscape.volume.mixing import mixing
+from landscape.volume.mixing import FEWEST, split_rhat
 from landscape.volume.weights import LogMean
 
 __all__ = ["AGREE", "Start", "agree", "checks", "finding", "start"]
@@ -139,7 +139,7 @@ def agree(one: Start, two: Start, *, error: float) -> tuple[Check, Check]:
 def finding(ladder: Start | None, outward: Start | None, *, error: float) -> str:
     """:data:`AGREE`, or in few words why both starts do not."""
     if ladder is None or outward is None:
-        return f"nothing from the {'prior' if ladder is None else 'checkpoint'}"
+        return f"no run from the {'prior' if ladder is None else 'checkpoint'}"
     for name, found in (("prior", ladder), ("checkpoint", outward)):
         if found.volume.label != "estimate":
             return f"a {found.volume.label} from the {name}"
@@ -201,12 +201,12 @@ def checks(name: str, islands: Islands) -> list[Check]:
     spread = float(total.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
     limit = _interval(spread, weighed.stderr, count - 1, weighed.freedom) + 0.1
     found.append(_check(f"{name}: weights against integration", gap, limit, False, _MORE))
-    for what, mixed in mixing(islands).items():
+    if len(islands.draw_loss) and islands.draw_loss.shape[1] >= FEWEST:
         # Distances forget so slowly that they would raise an alarm wherever there are flat
         # directions; the other start tells whether that matters.
-        if what == "excess loss":
-            name = f"{name}: split R-hat of the {what}"
-            found.append(_check(name, mixed.rhat, _RHAT, False, _MORE))
+        rhat = split_rhat(islands.draw_loss[-1])
+        what = f"{name}: split R-hat of the excess loss"
+        found.append(_check(what, rhat, _RHAT, False, _MORE))
     return found
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from landscape.volume.islands import Islands
 
-__all__ = ["Mixing", "mixing", "split_rhat"]
+__all__ = ["FEWEST", "Mixing", "mixing", "split_rhat"]
 
 FloatArray = NDArray[np.float64]
 
-_FEWEST = 8  # Draws of a chain of which halves say anything.
+FEWEST = 8  # Draws of a chain of which halves say anything.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def mixing(islands: Islands) -> dict[str, Mixing]:
     return {
         name: Mixing(rhat=split_rhat(draws[-1]), ess=_effective(draws[-1]), draws=draws[-1].size)
         for name, draws in found.items()
-        if len(draws) and draws.shape[1] >= _FEWEST
+        if len(draws) and draws.shape[1] >= FEWEST
     }
 
 

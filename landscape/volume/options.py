@@ -105,9 +105,16 @@ class VolumeOptions(PriorOptions):
                 raise UsageError(f"--{name} {number}: expected a whole number of at least {least}")
         if self.chains % 8 or self.chains < 32:
             raise UsageError(f"--chains {self.chains}: expected a multiple of 8, at least 32")
-        for name, size in (("error", self.error), ("tether", self.tether)):
+        for name, size, what in (
+            ("error", self.error, "a positive number of nats"),
+            (
+                "tether",
+                self.tether,
+                "a positive number of prior standard deviations; without it there is no limit",
+            ),
+        ):
             if size is not None and not 0 < size < math.inf:
-                raise UsageError(f"--{name} {size}: expected a positive number")
+                raise UsageError(f"--{name} {size}: expected {what}")
         if self.shard is not None and "anneal" in self.methods:
             raise UsageError(
                 "--shard with --method anneal: shards share out rays; expected --method radial. "

@@ -246,7 +246,7 @@ def test_a_uniform_prior(volume):
 def test_a_dry_run_shows_the_prior_and_writes_nothing(volume, tiny):
     shown = volume("--dry-run", json=False)
     assert shown.code == 0
-    for word in ("0.weight", "2.bias", "sigma", "exact", "rays"):
+    for word in ("0.weight", "2.bias", "sigma", "exact", "rays", "80000"):
         assert word in shown.out
     assert not (tiny.folder / "out").exists() or not files(tiny)
     values = volume("--dry-run").values

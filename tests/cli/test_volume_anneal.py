@@ -121,10 +121,11 @@ def test_a_larger_budget_goes_on(shifted, tiny):
     assert after.n_gradients > before.n_gradients
     assert after.ladder.loss.size > before.ladder.loss.size
     assert "nothing to do" in shifted(*options, "120000grad").err
-    # So much that a result could be lost for it is not begun with seconds.
-    assert "nothing to do" in shifted(*options, "1s").err
+    # Seconds, too, add to it: pilots, which a result does not hold, are repeated first.
+    assert "stays as it was" in shifted(*options, "0.001s").err
     # What goes without saying reaches further.
     again = shifted(*options[:2])
+    assert "resuming from" in again.err
     assert "nothing to do" not in again.err
     last = landscape.load(file).annealing
     assert last.ladder.loss.size > after.ladder.loss.size
@@ -187,7 +188,7 @@ def test_auto_leaves_it_out_where_it_is_dear_and_says_what_it_costs(shifted):
         (("--prior", "uniform", "--half-width", "3"), ["anneal", "Gaussian"]),
         (("--budget", "10steps"), ["--budget", "10steps", "1e6grad"]),
         (("--budget", "0grad"), ["--budget"]),
-        (("--tether", "0"), ["--tether"]),
+        (("--tether", "0"), ["--tether 0", "prior standard deviations"]),
         (("--method", "annealed"), ["annealed", "anneal"]),
     ],
 )

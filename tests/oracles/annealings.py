@@ -83,7 +83,7 @@ def curve(*, agree: int = 4, known: bool = True) -> Curve:
         columns |= {f"{name}_lower": values - 0.7, f"{name}_upper": values + 0.7}
         columns[f"{name}_distance"] = np.where(np.isfinite(values), np.minimum(radius, 0.9), np.nan)
     agrees = (np.arange(5) < agree) & known
-    differ = "log V differs by 3, not 1.1" if known else "nothing from the checkpoint"
+    differ = "log V differs by 3, not 1.1" if known else "no run from the checkpoint"
     return Curve(
         radius=radius,
         agrees=agrees,
