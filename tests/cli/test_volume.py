@@ -246,9 +246,18 @@ def test_a_uniform_prior(volume):
 def test_a_dry_run_shows_the_prior_and_writes_nothing(volume, tiny):
     shown = volume("--dry-run", json=False)
     assert shown.code == 0
-    for word in ("0.weight", "2.bias", "sigma", "exact", "rays", "80000"):
+    for word in ("0.weight", "2.bias", "sigma", "exact", "rays"):
         assert word in shown.out
     assert not (tiny.folder / "out").exists() or not files(tiny)
+    for options, words in (
+        (("auto",), ("64 particles", "at most 80000")),
+        (("anneal",), ("at most 1000000",)),
+        (("anneal", "--budget", "5000grad"), ("at most 5000",)),
+        (("anneal", "--budget", "90"), ("at most 90 s",)),
+    ):
+        found = " ".join(volume("--dry-run", "--method", *options, json=False).out.split())
+        for word in words:
+            assert word in found
     values = volume("--dry-run").values
     assert values["n_parameters"] == 26
     assert values["prior"]["sizes"] == {"0.weight": 12, "0.bias": 4, "2.weight": 8, "2.bias": 2}
