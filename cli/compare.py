@@ -107,10 +107,9 @@ def compare(
     from landscape.folders import one_checkpoint
     from landscape_cli.compare_job import CompareJob
     from landscape_cli.measuring import measure_checkpoints, read_named
-    from landscape_cli.plot import check_ending, draw
+    from landscape_cli.plot import drawing
 
-    if plot is not None:
-        check_ending(plot, "--plot")
+    draw = drawing(plot)
     options = CompareOptions(
         ablate=tuple(ablate or ()),
         bootstrap=bootstrap,
@@ -130,9 +129,7 @@ def compare(
     other = None
     if second is not None:
         other = read_named(one_checkpoint(second, "B"), common)
-    files = measure_checkpoints([first], common, CompareJob(options, other, common))
-    if plot is not None and files:
-        draw(files, plot)
+    measure_checkpoints([first], common, CompareJob(options, other, common), then=draw)
 
 
 def _volume_options(

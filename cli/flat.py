@@ -88,10 +88,9 @@ def flat(
     from landscape.volume.options import parse_cutoffs
     from landscape_cli.flat_job import FlatJob
     from landscape_cli.measuring import measure_checkpoints
-    from landscape_cli.plot import check_ending, draw
+    from landscape_cli.plot import drawing
 
-    if plot is not None:
-        check_ending(plot, "--plot")
+    draw = drawing(plot)
     options = FlatOptions(
         prior=prior,  # type: ignore[arg-type]  # checked by FlatOptions
         mean=mean,
@@ -105,9 +104,7 @@ def flat(
     if dry_run:
         FlatJob(options, common).show_plans(checkpoints, common)
         return
-    files = measure_checkpoints(checkpoints, common, FlatJob(options, common))
-    if plot is not None and files:
-        draw(files, plot)
+    measure_checkpoints(checkpoints, common, FlatJob(options, common), then=draw)
 
 
 def register(app: typer.Typer) -> None:

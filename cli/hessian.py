@@ -111,11 +111,10 @@ def hessian(
     from landscape.hessian import HessianOptions
     from landscape_cli.hessian_job import HessianJob
     from landscape_cli.measuring import measure_checkpoints
-    from landscape_cli.plot import check_ending, draw
+    from landscape_cli.plot import drawing
     from landscape_cli.render import Sums
 
-    if plot is not None:
-        check_ending(plot, "--plot")
+    draw = drawing(plot)
     options = HessianOptions(
         operators=tuple(dict.fromkeys(operator or ["hessian"])),
         top=top,
@@ -131,9 +130,7 @@ def hessian(
         save_vectors=save_vectors,
     )
     sums = Sums.of(log_det, threshold)
-    files = measure_checkpoints(checkpoints, common, HessianJob(options, sums))
-    if plot is not None and files:
-        draw(files, plot)
+    measure_checkpoints(checkpoints, common, HessianJob(options, sums), then=draw)
 
 
 def _method(name: str):  # type: ignore[no-untyped-def]  # a Literal once checked

@@ -1,5 +1,6 @@
 """``landscape information``: what the data distinguish, and what a non-zero loss brings in."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -76,10 +77,9 @@ def information(
     from landscape_cli.information_job import InformationJob
     from landscape_cli.information_series import Against, show_series
     from landscape_cli.measuring import measure_checkpoints
-    from landscape_cli.plot import check_ending, draw
+    from landscape_cli.plot import drawing
 
-    if plot is not None:
-        check_ending(plot, "--plot")
+    draw = drawing(plot)
     options = InformationOptions(
         tol=tol,
         method=method,  # type: ignore[arg-type]  # checked by InformationOptions
@@ -88,13 +88,15 @@ def information(
     )
     others = None if against is None else Against(against, checkpoints, common)
     job = InformationJob(options)
-    files = measure_checkpoints(checkpoints, common, job)
-    if others is not None:
-        others.report(job.results, files)
-    elif len(job.results) > 1:
-        show_series(job.results)
-    if plot is not None and files:
-        draw(files, plot)
+
+    def show(files: list[Path]) -> None:
+        if others is not None:
+            others.report(job.results, files)
+        elif len(job.results) > 1:
+            show_series(job.results)
+        draw(files)
+
+    measure_checkpoints(checkpoints, common, job, then=show)
 
 
 def register(app: typer.Typer) -> None:

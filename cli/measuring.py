@@ -6,7 +6,7 @@ import contextlib
 import math
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -183,8 +183,20 @@ def read_named(path: Path, common: Common) -> Checkpoint:
     return read_checkpoint(path, weights_key=common.weights_key, unsafe_pickle=common.unsafe_pickle)
 
 
-def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, Any]) -> list[Path]:
+def measure_checkpoints(
+    patterns: Sequence[str],
+    common: Common,
+    job: Job[Any, Any],
+    *,
+    then: Callable[[list[Path]], None] = lambda files: None,
+) -> list[Path]:
     """Measure every checkpoint and return the result files.
+
+    Args:
+        patterns: of the checkpoints.
+        common: the options that all commands share.
+        job: what to measure.
+        then: what to do with the result files, whether or not ``--strict`` refuses them after it.
 
     Raises:
         LandscapeError: what went wrong; with several checkpoints the others are measured first.
@@ -223,6 +235,7 @@ def measure_checkpoints(patterns: Sequence[str], common: Common, job: Job[Any, A
             failed.exit_code = codes.pop() if len(codes) == 1 else 3
             raise failed
         raise PartialFailureError(f"{len(failures)} of {len(paths)} checkpoints failed")
+    then(files)
     if unconverged and common.strict:
         raise NotConvergedError(
             f"not converged (--strict): {', '.join(unconverged)}. The results are stored; "
@@ -310,8 +323,8 @@ def _measure_held(
     if earlier is not None and job.lacks(result, earlier):
         ranks.shared(units.flush)
         REPORT.warn(
-            f"{printable(file)} stays as it was: the budget did not reach what it has already; a "
-            "larger --budget adds to it"
+            f"{printable(file)} stays as it was: the budget was spent before there was anything "
+            "to add. That work is kept, and the same command goes on from it"
         )
         job.report(file, earlier, new=False)
         return file, earlier
@@ -325,6 +338,8 @@ def _saved(file: Path, key: str, common: Common) -> PartialFile:
     units = PartialFile(file, key, interval=common.flush_seconds)
     if common.overwrite:
         units.clear()
+    if units.damaged:
+        REPORT.warn(f"{printable(units.path)} cannot be read; what it held is computed again")
     if units.n_resumed:
         REPORT.say(f"resuming from {printable(units.path)} ({units.n_resumed} finished units)")
     return units

@@ -127,10 +127,9 @@ def modules(
     from landscape.modules.options import ModulesOptions
     from landscape_cli.measuring import measure_checkpoints
     from landscape_cli.modules_job import ModulesJob
-    from landscape_cli.plot import check_ending, draw
+    from landscape_cli.plot import drawing
 
-    if plot is not None:
-        check_ending(plot, "--plot")
+    draw = drawing(plot)
     if tilt is not None and cutoff is not None:
         raise UsageError(
             f"--tilt {tilt:g} --cutoff {cutoff:g}: a cutoff chooses the tilt; expected one of them"
@@ -153,9 +152,7 @@ def modules(
     if dry_run:
         ModulesJob(options, common).show_plans(checkpoints, common)
         return
-    files = measure_checkpoints(checkpoints, common, ModulesJob(options, common))
-    if plot is not None and files:
-        draw(files, plot)
+    measure_checkpoints(checkpoints, common, ModulesJob(options, common), then=draw)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,5 +1,6 @@
 """``landscape plot``: figures from result files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +95,18 @@ def draw(
 
     plot_results(results, figure, run=run, surface=surface)
     REPORT.say(f"figure: {printable(figure)}")
+
+
+def drawing(figure: Path | None, *, surface: bool = False) -> Callable[[list[Path]], None]:
+    """What draws result files once they are there; it does nothing without a figure.
+
+    Raises:
+        UsageError: the figure's ending is not known.
+    """
+    if figure is None:
+        return lambda results: None
+    check_ending(figure, "--plot")
+    return lambda results: draw(results, figure, surface=surface)
 
 
 def check_ending(figure: Path, option: str) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from landscape.volume.anneal_records import Annealing, Check, Curve
 from landscape.volume.anneal_summary import at_radius, judgement
+from landscape.volume.belief import DIFFER
 from landscape.volume.mixing import Mixing, mixing
 from landscape.volume.records import VolumeEstimate, VolumeResult
 from landscape_cli.render import number
@@ -44,7 +45,7 @@ def _summary(annealing: Annealing, estimate: VolumeEstimate) -> Table:
     colour = "green" if annealing.converged else "yellow"
     table.add_row("judgement", f"[{colour}]{judgement(annealing)}[/{colour}]")
     if annealing.outward is not None:
-        table.add_row("agreement", _agreement(annealing.agreed_radius))
+        table.add_row("agreement", _agreement(annealing))
     table.add_row("islands", _islands(estimate))
     if found := mixing(annealing.ladder):
         table.add_row("mixing", _mixing(found))
@@ -54,11 +55,16 @@ def _summary(annealing: Annealing, estimate: VolumeEstimate) -> Table:
     return table
 
 
-def _agreement(radius: float) -> str:
+def _agreement(annealing: Annealing) -> str:
+    radius = annealing.agreed_radius
     if math.isnan(radius):
         return "both starts agree at no radius that was looked at"
     limit = ", no limit" if math.isinf(radius) else " prior standard deviations (rms)"
-    return f"both starts agree up to {at_radius(radius)}{limit}"
+    text = f"both starts agree up to {at_radius(radius)}{limit}"
+    gap = next((check for check in annealing.checks if check.name == DIFFER), None)
+    if annealing.converged and gap is not None:
+        text += f": {gap.value:.2g} nats apart, up to {gap.limit:.2g} is within their errors"
+    return text
 
 
 def _islands(estimate: VolumeEstimate) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from landscape.volume_runs import VolumeRun
 
 __all__ = [
+    "anneal_allowance",
     "coefficient_line",
     "report_volume",
     "volume_plan",
@@ -78,8 +79,8 @@ def volume_tables(result: VolumeResult, file: Path) -> list[Any]:
             summary.add_row("learning coefficient", f"{coefficient_line(fit)} ({printable(name)})")
     summary.add_row(
         "cost",
-        f"{info.n_matvecs} products, {info.n_forward} forward passes, {info.wall_seconds:.2f} s on "
-        f"{printable(info.device)}",
+        f"{info.n_matvecs} products, {info.n_forward} forward passes, {info.n_gradient} gradients, "
+        f"{info.wall_seconds:.2f} s on {printable(info.device)}",
     )
     tables: list[Any] = [summary, _volumes(result, unit), *anneal_tables(result)]
     if "quadratic" in result.estimates:
@@ -213,19 +214,41 @@ def volume_plan(run: VolumeRun, n: int) -> list[tuple[str, str]]:
         ("quadratic", cost if "quadratic" in options.chosen else "no"),
         ("radial", radial if "radial" in options.chosen else "no"),
         ("anneal", _anneal_plan(run)),
+        *[("tether", f"within {options.tether:g} prior standard deviations")]
+        * (options.tether is not None),
+        ("cutoffs", ", ".join(f"{cutoff:g}" for cutoff in options.cutoffs)),
     ]
 
 
-def _anneal_plan(run: VolumeRun) -> str:
-    """What ``anneal`` would do, as far as that is known before its pilots."""
+def anneal_allowance(run: VolumeRun) -> dict[str, Any] | None:
+    """What ``anneal`` may take, as far as that is known before its pilots; None without it.
+
+    ``gradients`` or ``seconds`` is None where it is no limit; without ``always`` it is left out
+    where more gradients are predicted.
+    """
     from landscape.volume_anneal import anneal_limit
 
-    options, explicit = run.options, "anneal" in run.options.methods
+    options, budget = run.options, run.settings.budget
     if "anneal" not in options.chosen or options.shard is not None:
+        return None
+    explicit = "anneal" in options.methods
+    timed = explicit and budget.seconds is not None and budget.gradients is None
+    return {
+        "chains": options.chains,
+        "gradients": None if timed else anneal_limit(run.settings, explicit=explicit),
+        "seconds": budget.seconds,
+        "always": explicit,
+    }
+
+
+def _anneal_plan(run: VolumeRun) -> str:
+    found = anneal_allowance(run)
+    if found is None:
         return "no"
-    seconds = run.settings.budget.seconds
-    most = f"at most {anneal_limit(run.settings, explicit=explicit)} gradients"
-    if explicit and seconds is not None and run.settings.budget.gradients is None:
-        most = f"at most {seconds:g} s"
-    where = "" if explicit else ", where it is predicted to take no more"
-    return f"{options.chains} particles a run, from the prior and the checkpoint, {most}{where}"
+    most = [
+        f"at most {found[name]:g} {unit}" if unit == "s" else f"at most {found[name]} {unit}"
+        for name, unit in (("gradients", "gradients"), ("seconds", "s"))
+        if found[name] is not None
+    ]
+    where = "" if found["always"] else "; left out where it is predicted to take more"
+    return f"{found['chains']} particles a run, from both starts, {', '.join(most)}{where}"

@@ -87,11 +87,10 @@ def slice_(
     from landscape.folders import expand_checkpoints, one_checkpoint
     from landscape.slices.options import SliceOptions, parse_span
     from landscape_cli.measuring import measure_checkpoints, read_named
-    from landscape_cli.plot import check_ending, draw
+    from landscape_cli.plot import drawing
     from landscape_cli.slice_job import SliceJob
 
-    if plot is not None:
-        check_ending(plot, "--plot")
+    draw = drawing(plot, surface=surface)
     options = SliceOptions(
         along=tuple(along or ("eigen:1",)),
         points=points,
@@ -110,9 +109,7 @@ def slice_(
     job = SliceJob(
         options, others=others, trajectory=[read_named(path, common) for path in visited]
     )
-    files = measure_checkpoints(checkpoints, common, job)
-    if plot is not None and files:
-        draw(files, plot, surface=surface)
+    measure_checkpoints(checkpoints, common, job, then=draw)
 
 
 def register(app: typer.Typer) -> None:

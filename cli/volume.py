@@ -96,7 +96,7 @@ def volume(
         typer.Option(
             metavar="C",
             rich_help_panel=_WHAT,
-            help="Particles of a run of anneal, a multiple of 8.",
+            help="Particles of a run of anneal, a multiple of 8, at least 32.",
         ),
     ] = 64,
     tether: Annotated[
@@ -149,11 +149,10 @@ def volume(
     """
     from landscape.volume.options import VolumeOptions, parse_cutoffs, parse_shard
     from landscape_cli.measuring import measure_checkpoints
-    from landscape_cli.plot import check_ending, draw
+    from landscape_cli.plot import drawing
     from landscape_cli.volume_job import VolumeJob
 
-    if plot is not None:
-        check_ending(plot, "--plot")
+    draw = drawing(plot)
     options = VolumeOptions(
         prior=prior,  # type: ignore[arg-type]  # checked by VolumeOptions, as the next
         mean=mean,
@@ -177,9 +176,7 @@ def volume(
     if dry_run:
         VolumeJob(options, common).show_plans(checkpoints, common)
         return
-    files = measure_checkpoints(checkpoints, common, VolumeJob(options, common))
-    if plot is not None and files:
-        draw(files, plot)
+    measure_checkpoints(checkpoints, common, VolumeJob(options, common), then=draw)
 
 
 def register(app: typer.Typer) -> None:

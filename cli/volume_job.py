@@ -13,7 +13,7 @@ from landscape.volume.records import VolumeResult
 from landscape.volume_anneal import anneal_limit
 from landscape.volume_runs import VolumeRun
 from landscape_cli.measuring import PriorJob
-from landscape_cli.render_volume import report_volume, volume_plan
+from landscape_cli.render_volume import anneal_allowance, report_volume, volume_plan
 from landscape_cli.reporting import REPORT
 
 __all__ = ["VolumeJob"]
@@ -25,7 +25,9 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
     kind = VolumeRun
     options: VolumeOptions
     remedy = (
-        "use more --samples or --probes, a larger --budget, a smaller --tether, or a larger --error"
+        "what is asked for is an estimate with a standard error within --error of every number: "
+        "use a larger --budget, more --samples (radial) or --probes (quadratic), a smaller "
+        "--tether (anneal), or a larger --error"
     )
 
     def suffix(self) -> str:
@@ -84,4 +86,5 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
 
     def plan(self, run: VolumeRun, n: int) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """What a run would do: for JSON, and as rows of a table."""
-        return {"route": run.route}, volume_plan(run, n)
+        values = {"route": run.route, "anneal": anneal_allowance(run)}
+        return values, volume_plan(run, n)

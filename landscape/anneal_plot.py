@@ -14,7 +14,14 @@ from landscape.volume.anneal_records import Annealing, Curve
 from landscape.volume.anneal_summary import at_radius, judgement
 from landscape.volume.islands import Islands, evaluated, integrated, volumes
 from landscape.volume.records import VolumeEstimate, VolumeResult
-from landscape.volume_plot import PURPLE, UNCLIPPED, interval_line, method_colour, unit_of
+from landscape.volume_plot import (
+    PURPLE,
+    UNCLIPPED,
+    interval_line,
+    method_colour,
+    no_smaller,
+    unit_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +32,8 @@ __all__ = ["anneal_panels", "curve_panel", "islands_panel", "loss_panel", "parti
 _GREY = "0.45"
 _GREEN = method_colour("anneal")
 _POINTS = 25  # Levels with error bars.
-_RADII, _CUTOFFS = 7, 5  # That an axis names.
+_CUTOFFS = 5  # That an axis names.
+_ROOM = 0.12  # Part of an axis that the name of a radius takes.
 _SMALL: dict[str, Any] = {"fontsize": 7, "title_fontsize": 7}
 _ABOVE: dict[str, Any] = {**_SMALL, **ABOVE}
 _ABOVE |= {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.2}
@@ -151,10 +159,12 @@ def partition_panels(axes: Axes, below: Axes, ladder: Islands) -> None:
     )
     with np.errstate(invalid="ignore"):
         ends, gap = np.stack([value - lower, upper - value]), value - mean[some]
+    still = bool((ladder.tether == ladder.tether[0]).all())
+    integral = "−∫ E[ΔL] dβ" if still else "integrated means"  # Of both, where the tether moves.
     for panel, line, points in ((axes, mean, value), (below, mean - mean, gap)):
         panel.set_xscale(levels.scale)
         panel.fill_between(x, line - half, line + half, color=_GREEN, alpha=0.25, lw=0)
-        panel.plot(x, line, color=_GREEN, lw=1.2, label="−∫ E[ΔL] dβ")
+        panel.plot(x, line, color=_GREEN, lw=1.2, label=integral)
         known = np.isfinite(points)
         style: dict[str, Any] = {"color": "black", "zorder": 3, "label": "weights"}
         _bars(panel, x[some][known], points[known], ends[:, known], **style)
@@ -217,7 +227,10 @@ def _edges(x: FloatArray) -> FloatArray:
 def _name_radii(axes: Axes, x: FloatArray, curve: Curve) -> None:
     from matplotlib.ticker import NullLocator
 
-    named = np.unique(np.linspace(0, len(x) - 1, min(len(x), _RADII)).round().astype(int))
+    named = [len(x) - 1]  # The radius that was asked for, and those before it that have room.
+    for place in range(len(x) - 2, -1, -1):
+        if math.log(x[named[0]] / x[place]) > _ROOM * math.log(x[-1] / x[0]):
+            named.insert(0, place)
     labels = ["∞" if math.isinf(r) else f"{r:.2g}" for r in curve.radius[named]]
     axes.set_xticks(x[named], labels)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -262,6 +275,7 @@ def islands_panel(
     named = np.unique(np.linspace(0, len(order) - 1, min(len(order), _CUTOFFS)).round().astype(int))
     axes.set_xticks(named, [f"{estimate.cutoff[order[place]]:.2g}" for place in named])
     axes.margins(y=0.15)
+    no_smaller(axes)
     axes.set_xlabel(f"cutoff [{unit}]", fontsize=8)
     axes.set_ylabel("log V less the estimate [nats]", fontsize=8)
     axes.legend(title=f"islands at {at_radius(annealing.radius)}", ncols=3, **_ABOVE)

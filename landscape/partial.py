@@ -31,6 +31,9 @@ class PartialFile(MemoryUnits):
         key: the run key; state of another key is ignored.
         interval: most seconds between flushes. There are more while they are quick: one second
             apart, or twenty times what the last one took.
+
+    Attributes:
+        damaged: whether there was a file that could not be read.
     """
 
     def __init__(self, result: Path, key: str, *, interval: float = 30.0) -> None:
@@ -38,6 +41,7 @@ class PartialFile(MemoryUnits):
         self.path = result.with_name(result.name + ".partial")
         self.key = key
         self.interval = interval
+        self.damaged = False
         self._changed = False
         self._last = time.monotonic()
         self._cost = 0.0
@@ -59,7 +63,7 @@ class PartialFile(MemoryUnits):
                     self._units[unquote(name)] = unit | dict(group.attrs)
         except ResultFileError:
             # A damaged partial file only costs the time to compute it again.
-            self._units, self.seconds = {}, 0.0
+            self._units, self.seconds, self.damaged = {}, 0.0, True
         self.n_resumed = len(self._units)
 
     def put(self, name: str, unit: Unit) -> None:

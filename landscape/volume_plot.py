@@ -28,6 +28,7 @@ __all__ = [
     "interval_line",
     "method_colour",
     "middle",
+    "no_smaller",
     "unit_of",
     "volume_figure",
 ]
@@ -41,6 +42,7 @@ _WIDEST = 1e3  # Largest ratio that is drawn: beyond it is rounding noise of exa
 _STYLES = ("-", "--", ":")  # Of methods, where colours tell the steps apart.
 UNCLIPPED: Mapping[str, Any] = {"clip_on": False, "in_layout": False}
 _ANNEALED = 6.0  # Height of the panels of an annealed result.
+_LEAST = 0.01  # Nats that an axis spans at least.
 _LONG = 60  # Directions from which their axis is logarithmic.
 
 FloatArray = NDArray[np.float64]
@@ -168,11 +170,11 @@ def cutoff_panels(panels: Sequence[Axes], series: VolumeSeries) -> None:
     Colours tell the methods apart, or the steps where there are several.
     """
     order = np.argsort(series.cutoff)
-    several = len(series.step) > 1
+    x, several = series.cutoff[order], len(series.step) > 1
     for row, shade in enumerate(step_colours(len(series.step))):
         for index, (name, method) in enumerate(series.methods.items()):
             colour = shade if several else method_colour(name)
-            x, style = series.cutoff[order], _STYLES[index % len(_STYLES)] if several else "-"
+            style = _STYLES[index % len(_STYLES)] if several else "-"
             parts = (method.log_volume, method.lower, method.upper, method.lower_bound)
             label = None if several else plain(name)
             curve = [part[row, order] for part in parts]
@@ -182,6 +184,8 @@ def cutoff_panels(panels: Sequence[Axes], series: VolumeSeries) -> None:
                 panels[1].plot(x, size, marker="o", ms=3, lw=1.2, color=colour, ls=style)
     for axes in panels:
         axes.set_xscale("log")
+        if x[-1] < 10 * x[0]:
+            _name_cutoffs(axes, x)
     panels[0].set_ylabel("log V [nats]")
     if len(panels) > 1:
         panels[1].set_ylabel("effective dimension")
@@ -191,6 +195,15 @@ def cutoff_panels(panels: Sequence[Axes], series: VolumeSeries) -> None:
         for index, name in enumerate(series.methods):
             panels[0].plot([], [], color=_GREY, ls=_STYLES[index % len(_STYLES)], label=plain(name))
     interval_legend(panels[0], series)
+
+
+def _name_cutoffs(axes: Axes, cutoff: FloatArray) -> None:
+    """Name some cutoffs themselves: within a decade the names of powers of ten overlap."""
+    from matplotlib.ticker import NullLocator
+
+    named = np.unique(np.linspace(0, len(cutoff) - 1, min(len(cutoff), 4)).round().astype(int))
+    axes.set_xticks(cutoff[named], [f"{cutoff[place]:.2g}" for place in named])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def interval_legend(axes: Axes, series: VolumeSeries) -> None:
@@ -209,7 +222,8 @@ def _points(axes: Axes, series: VolumeSeries) -> None:
         value, lower, upper, bound = (part[0] for part in parts)
         x = np.array([index])
         interval_line(axes, x, value, lower, upper, bound, color=method_colour(name))
-        lines = [f"{'≥ ' if bound[0] else ''}{value[0]:.6g} nats"]
+        # What is known of a bound is its lower end alone.
+        lines = [f"≥ {lower[0]:.6g} nats" if bound[0] else f"{value[0]:.6g} nats"]
         if method.stderr[0, 0] > 0 and not bound[0]:
             lines.append(f"{lower[0]:.5g} to {upper[0]:.5g}")
         if math.isfinite(method.effective_dimension[0, 0]):
@@ -218,8 +232,17 @@ def _points(axes: Axes, series: VolumeSeries) -> None:
     axes.set_xlim(-0.5, len(captions) - 0.5)
     axes.set_xticks(range(len(captions)), captions, fontsize=8)
     axes.margins(y=0.25)
+    no_smaller(axes)
     axes.set_title(f"at cutoff {series.cutoff[0]:.3g} {unit_of(series.config)}", fontsize=9)
     axes.set_ylabel("log V [nats], 95% interval")
+
+
+def no_smaller(axes: Axes) -> None:
+    """Let a scale of nats not magnify what is no difference."""
+    low, high = axes.get_ylim()
+    if high - low < _LEAST:
+        centre = (low + high) / 2
+        axes.set_ylim(centre - _LEAST / 2, centre + _LEAST / 2)
 
 
 def interval_line(
@@ -234,13 +257,13 @@ def interval_line(
     label: str | None = None,
     ls: str = "-",
 ) -> None:
-    """A line with 95% intervals; lower bounds are triangles without an upper end."""
+    """A line with 95% intervals; a lower bound is a triangle at its end, joined to the line."""
     value, lower, upper = (np.where(np.isfinite(v), v, np.nan) for v in (value, lower, upper))
     axes.plot(x, value, color=color, lw=1.2, ls=ls, label=label)
     # Markers of the first and last step stand on the axes' borders.
     marks: dict[str, Any] = {"color": color, "zorder": 3, **UNCLIPPED}
     axes.plot(x[~bound], value[~bound], "o", ms=3, **marks)
-    axes.plot(x[bound], value[bound], "^", ms=5, mec="none", **marks)
+    axes.plot(x[bound], lower[bound], "^", ms=5, mec="none", **marks)
     axes.vlines(x[bound], lower[bound], value[bound], color=color, lw=1.0)
     ends = np.maximum(np.nan_to_num(np.stack([value - lower, upper - value])), 0.0)[:, ~bound]
     bars: dict[str, Any] = {"fmt": "none", "ecolor": color, "elinewidth": 1.0, "capsize": 2}

@@ -67,6 +67,12 @@ class VolumeRun(PriorMeasurement):
 
     def __post_init__(self) -> None:
         options, model = self.options, self.resolved.task.model
+        products = self.settings.budget.products
+        if options.methods == ("anneal",) and products is not None:
+            raise UsageError(
+                f"--budget {products}mv with --method anneal: it takes gradients, not products; "
+                "expected gradients (1e6grad) or seconds (60)"
+            )
         self._choose_precision("float64")
         behaves = self.settings.loss == "behaviour"
         self.curvature = options.curvature
@@ -227,6 +233,7 @@ class VolumeRun(PriorMeasurement):
                     **led_work,
                 )
                 annealing = annealed.annealing
+                n_gradient += annealed.n_gradients
                 warnings += annealed.warnings
                 # What auto spends on it at most is no budget of the user's.
                 annealed_cut = not annealed.whole and (explicit or stop())
@@ -256,7 +263,7 @@ class VolumeRun(PriorMeasurement):
             watch=watch,
             n_matvecs=n_matvecs,
             n_forward=n_forward,
-            n_gradient=n_gradient + (0 if annealing is None else annealing.n_gradients),
+            n_gradient=n_gradient,
             warnings=warnings,
         )
         return VolumeResult(

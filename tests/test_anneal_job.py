@@ -1,5 +1,6 @@
 """Annealed measurements that are interrupted, continued, or lack something."""
 
+import dataclasses
 import math
 
 import anneal
@@ -130,6 +131,22 @@ def test_finished_runs_are_taken_from_a_result():
     finer = annealer(problem, units=units, **options | {"error": 0.25}).measure()
     assert finer.annealing.ladder.loss.shape[1] >= first.annealing.ladder.loss.shape[1]
     assert finer.estimate.stderr.max() <= 0.25
+
+
+def test_uneven_islands_and_starts_that_disagree_give_way_to_a_finer_path():
+    problem, options = CASES["quadratic"]
+    first = annealer(problem, **options).measure().annealing
+    levels = first.ladder_levels
+    even = dataclasses.replace(first.ladder, log_partition=0.1 * first.ladder.log_partition)
+    uneven = dataclasses.replace(even, log_partition=1e3 * even.log_partition)
+    for changes, stays in (
+        ({"ladder": even}, True),
+        ({"ladder": even, "converged": False}, False),
+        ({"ladder": uneven}, False),
+    ):
+        units = MemoryUnits()
+        keep_annealing(dataclasses.replace(first, **{"converged": True} | changes), 32, units)
+        assert units.get("anneal/ladder/plan") == {"levels": levels, "stays": stays}
 
 
 def test_marks_are_found_by_their_lengths():

@@ -220,6 +220,13 @@ class TestCurve:
         assert texts(axes) == ["from the prior"]
         assert not axes.patches
 
+    def test_radii_near_each_other_are_not_all_named(self, axes):
+        annealing = annealed_result().annealing
+        curve = dataclasses.replace(annealing.curve, radius=np.array([0.1, 0.2, 0.38, 0.4, np.inf]))
+        curve_panel(axes, dataclasses.replace(annealing, curve=curve), "1")
+        names = [text.get_text() for text in axes.get_xticklabels()]
+        assert names == ["0.1", "0.2", "0.4", "∞"]
+
     @pytest.mark.parametrize("radius", [[np.inf], [0.5], [0.5, 0.5], [1e-3, 1e3], [0.5, np.inf]])
     def test_few_radii(self, axes, radius):
         annealing = annealed_result().annealing
@@ -235,7 +242,7 @@ class TestCurve:
         curve = dataclasses.replace(annealing.curve, ladder_upper=upper)
         curve_panel(axes, dataclasses.replace(annealing, curve=curve), "1")
         (triangles,) = lines(axes, marker="^")
-        assert triangles.get_ydata().tolist() == curve.ladder[3:].tolist()
+        assert triangles.get_ydata().tolist() == curve.ladder_lower[3:].tolist()
 
 
 class TestIslands:

@@ -325,7 +325,7 @@ def test_plans_are_finer_for_smaller_errors_and_keep_to_their_gradients():
     trail = ended(anneal.Quadratic(30), 0.05)
     length = float(trail.length[-1])
 
-    def of(error=1.0, n_gradients=1e9, levels=0, chains=64):
+    def of(error=1.0, n_gradients=1e9, levels=0, chains=64, stays=False):
         return planned(
             trail,
             [length],
@@ -334,6 +334,7 @@ def test_plans_are_finer_for_smaller_errors_and_keep_to_their_gradients():
             error=error,
             n_gradients=n_gradients,
             levels=levels,
+            stays=stays,
         )
 
     coarse, fine = of(error=2.0), of(error=0.2)
@@ -350,6 +351,7 @@ def test_plans_are_finer_for_smaller_errors_and_keep_to_their_gradients():
     # An earlier plan stays unless it is much too coarse.
     assert of(error=0.2, levels=fine.levels - 7).levels == fine.levels - 7
     assert of(error=0.2, levels=coarse.levels).levels == fine.levels
+    assert of(error=0.2, levels=coarse.levels, stays=True).levels == coarse.levels
     assert of(n_gradients=0, levels=coarse.levels).levels == coarse.levels
 
 

@@ -104,8 +104,9 @@ class TestOneResult:
         triangles = [line for line in axes.lines if line.get_marker() == "^"]
         (points,) = [line for line in triangles if len(line.get_xdata())]
         assert points.get_xdata().tolist() == [0.01, 0.1]
-        tops = [path.vertices[:, 1].max() for c in axes.collections for path in c.get_paths()]
-        assert max(points.get_ydata()) in tops
+        assert points.get_ydata().tolist() == result.estimates["radial"].lower[:2].tolist()
+        ends = [path.vertices[:, 1].min() for c in axes.collections for path in c.get_paths()]
+        assert max(points.get_ydata()) in ends
         assert np.isfinite(axes.get_ylim()).all()
 
     def test_a_single_cutoff_has_its_numbers_written(self):
@@ -116,7 +117,7 @@ class TestOneResult:
         assert radial == "radial\n−29.2103 nats\n−30.21 to −28.21"
         bound = {"lower_bound": np.array([True]), "upper": np.array([np.inf])}
         figure = drawn_of(changed(volume_result(cutoffs=(0.01,)), "radial", **bound))
-        assert figure.axes[1].get_xticklabels()[1].get_text() == "radial\n≥ −29.2103 nats"
+        assert figure.axes[1].get_xticklabels()[1].get_text() == "radial\n≥ −30.2103 nats"
 
     def test_without_directions(self):
         figure = drawn_of(volume_result(methods=("radial",), table=False, cutoffs=(0.01, 0.1)))

@@ -27,6 +27,7 @@ __all__ = ["AnnealFound", "Annealer", "keep_annealing", "reaches_further"]
 _NEAR, _NEARER = 100.0, 10.0  # 1 + k where the outward start begins, at least; over that of R.
 _POINTS = 5  # Radii of the curve between the start and R.
 _LADDER = 0.45  # Part of what pilots leave of the budget that the ladder's first run may take.
+_EVEN = 1.0  # Variance of islands up to which more of them are as good as a finer path.
 _SETTLES = (12, 6)  # Iterations at the end of a path and at the points before it.
 
 
@@ -37,12 +38,14 @@ class AnnealFound:
     Attributes:
         estimate: log V at every cutoff; a bound of -inf where not even one run was possible.
         annealing: what it rests on; None where there was no run.
+        n_gradients: gradients of the whole data set, pilots included.
         whole: whether nothing is missing of what was asked for.
         warnings: for the user to read.
     """
 
     estimate: VolumeEstimate
     annealing: Annealing | None
+    n_gradients: int
     whole: bool
     warnings: list[str]
 
@@ -182,7 +185,8 @@ class Annealer:
         None, and a warning, where the budget does not reach for any.
         """
         label = f"anneal/{name}/plan"
-        stored = self.units.get(label)
+        stored = self.units.get(label) or {"levels": 0}
+        stays = bool(stored.get("stays", False))
         plan = planned(
             trail,
             self._marks[name],
@@ -190,7 +194,8 @@ class Annealer:
             draws=DRAWS,
             error=self.options.error,
             n_gradients=(self.limit - self._work.n_gradients) * share,
-            levels=0 if stored is None else int(stored["levels"]),
+            levels=int(stored["levels"]),
+            stays=stays,
         )
         if isinstance(plan, Shortfall):
             # A larger budget gives the ladder more, too.
@@ -204,7 +209,7 @@ class Annealer:
                 f"use a --budget of {1.1 * needed:.2g}grad or more, or fewer --chains"
             )
             return None
-        self.units.put(label, {"levels": plan.levels})
+        self.units.put(label, {"levels": plan.levels, "stays": stays})
         return plan
 
     def _affords(self, count: int, label: str) -> bool:
@@ -282,7 +287,11 @@ class Annealer:
             )
             estimate = unknown(self.options)
             return AnnealFound(
-                estimate=estimate, annealing=None, whole=False, warnings=self._notes or [note]
+                estimate=estimate,
+                annealing=None,
+                n_gradients=self._work.n_gradients,
+                whole=False,
+                warnings=self._notes or [note],
             )
         found = verdict(
             ladder,
@@ -303,6 +312,7 @@ class Annealer:
         return AnnealFound(
             estimate=found.estimate,
             annealing=found.annealing,
+            n_gradients=self._work.n_gradients,
             whole=not (cut or self._notes),
             warnings=[*found.warnings, *self._notes],
         )
@@ -310,6 +320,9 @@ class Annealer:
 
 def keep_annealing(annealing: Annealing, chains: int, units: Units) -> None:
     """Take the runs of a complete result as finished work; its pilots are repeated.
+
+    More runs go the same path where the result converged and its islands are nearly even; otherwise
+    a finer one, if the error asked for wants it, which leaves them behind.
 
     Args:
         annealing: of the same run, by as many chains.
@@ -323,7 +336,9 @@ def keep_annealing(annealing: Annealing, chains: int, units: Units) -> None:
     ):
         if islands is None:
             continue
-        units.put(f"anneal/{name}/plan", {"levels": levels})
+        even = islands.log_partition[-1].var() <= _EVEN
+        stays = annealing.converged and bool(even)
+        units.put(f"anneal/{name}/plan", {"levels": levels, "stays": stays})
         for index, part in enumerate(parted(islands, count)):
             units.put(run_label(name, levels, index), part.as_unit())
     if math.isfinite(annealing.reverse_partition):

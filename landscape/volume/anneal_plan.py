@@ -75,6 +75,7 @@ def planned(
     error: float,
     n_gradients: float,
     levels: int = 0,
+    stays: bool = False,
 ) -> Plan | Shortfall:
     """The path that a run takes, if the gradients left reach for a coarse one at least.
 
@@ -86,6 +87,7 @@ def planned(
         error: standard error that is wanted, in nats.
         n_gradients: what one run may cost.
         levels: of an earlier plan, which stays unless twice as many are wanted and paid for.
+        stays: it stays even then: more runs along it are as good as a finer path.
     """
     length = float(trail.length[-1])
     steps = float(np.mean([_steps(step) for step in trail.step]))
@@ -94,7 +96,7 @@ def planned(
     most = (n_gradients - stay) / (chains * steps)
     least = max(length / _COARSEST, _LEAST)
     count = round(min(wanted, most))
-    if levels and count < 2 * levels:
+    if levels and (stays or count < 2 * levels):
         count = levels
     elif most < least:
         return Shortfall(n_gradients=math.ceil(least * chains * steps + stay))

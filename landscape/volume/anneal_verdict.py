@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from landscape.flat.learning import effective_dimension
 from landscape.volume.anneal_records import Annealing, Check, Curve
-from landscape.volume.belief import AGREE, Start, agree, checks, finding, start
+from landscape.volume.belief import (
+    AGREE,
+    NOT_COMPARED,
+    Start,
+    agree,
+    checks,
+    finding,
+    start,
+)
 from landscape.volume.islands import Islands, volumes
 from landscape.volume.options import VolumeOptions
 from landscape.volume.records import VolumeEstimate
@@ -161,7 +169,8 @@ def _curve(
     for place, radius in enumerate(radii):
         out = start(outward, place, min(options.cutoffs), n=n, radius=radius)
         inward = end if place == len(radii) - 1 else nearer.get(place)
-        found.append(finding(inward, out, error=options.error))
+        looked = inward is not None
+        found.append(finding(inward, out, error=options.error) if looked else NOT_COMPARED)
         rows.append((radius, *_numbers(inward), *_numbers(out)))
     return _of_rows(rows, found)
 

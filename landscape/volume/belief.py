@@ -24,11 +24,13 @@ from landscape.volume.islands import (
 from landscape.volume.mixing import FEWEST, split_rhat
 from landscape.volume.weights import LogMean
 
-__all__ = ["AGREE", "Start", "agree", "checks", "finding", "start"]
+__all__ = ["AGREE", "DIFFER", "NOT_COMPARED", "Start", "agree", "checks", "finding", "start"]
 
 FloatArray = NDArray[np.float64]
 
 AGREE = "agree"
+DIFFER = "log V of both starts differ by"
+NOT_COMPARED = "not compared: no ladder at this R"
 
 # Sixteen independent draws of many chains give up to 1.1, of chains that need five trajectories for
 # an independent draw 1.4: weights allow for that, not for chains that stay where they are.
@@ -109,7 +111,7 @@ def agree(one: Start, two: Start, *, error: float) -> tuple[Check, Check]:
             one.volume.stderr, two.volume.stderr, one.volume.freedom, two.volume.freedom
         )
     gap, limit = abs(one.volume.value - two.volume.value), min(spread, most)
-    name, remedy = "log V of both starts differ by", _FARTHER
+    name, remedy = DIFFER, _FARTHER
     if spread > 2 * most and not gap > limit:
         # Near each other by luck, perhaps: say what is wrong.
         name, remedy, gap, limit = "log V of both starts is known to", _MORE, spread, 2 * most

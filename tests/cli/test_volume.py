@@ -270,6 +270,14 @@ def test_a_lower_bound_is_strictly_not_converged(volume):
     assert result["values"]["radial"]["upper"] == [None]
     assert any("lower bound" in warning for warning in result["warnings"])
     assert found.code == 4
+    assert "within --error" in found.err
+
+
+def test_a_figure_is_drawn_of_what_strict_refuses(volume, tiny):
+    figure = tiny.folder / "bound.png"
+    bound = ("--method", "radial", "--directions", "symmetric", "--samples", "30")
+    assert volume(*bound, "--cutoff", "1e-4", "--strict", "--plot", figure).code == 4
+    assert figure.stat().st_size > 1000
 
 
 def test_negative_curvature_is_reported(volume):

@@ -133,13 +133,18 @@ def test_a_larger_budget_goes_on(shifted, tiny):
         assert value["lower"][0] <= TRUTH <= (value["upper"][0] or 0)
 
 
-def test_a_much_smaller_error_takes_a_finer_path(shifted, tiny):
+def test_a_smaller_error_adds_runs_to_even_islands(shifted, tiny):
+    """However many it takes: a finer path would leave those at hand behind."""
     shifted("--error", "2")
     (file,) = files(tiny)
     before = landscape.load(file).annealing
-    found = shifted("--error", "0.1")
+    count = before.ladder.loss.shape[1]
+    found = shifted("--error", "0.06")
     after = landscape.load(file).annealing
-    assert after.ladder_levels >= 2 * before.ladder_levels
+    assert after.ladder_levels == before.ladder_levels
+    assert after.ladder.loss.shape[1] >= 2 * count
+    assert (after.ladder.log_scale[:, :count] == before.ladder.log_scale).all()
+    assert found.values["anneal"]["stderr"][0] <= 0.06
     assert found.values["anneal"]["lower"][0] <= TRUTH <= found.values["anneal"]["upper"][0]
 
 
@@ -188,6 +193,7 @@ def test_auto_leaves_it_out_where_it_is_dear_and_says_what_it_costs(shifted):
         (("--prior", "uniform", "--half-width", "3"), ["anneal", "Gaussian"]),
         (("--budget", "10steps"), ["--budget", "10steps", "1e6grad"]),
         (("--budget", "0grad"), ["--budget"]),
+        (("--budget", "100mv"), ["--budget 100mv", "1e6grad"]),
         (("--tether", "0"), ["--tether 0", "prior standard deviations"]),
         (("--method", "annealed"), ["annealed", "anneal"]),
     ],
