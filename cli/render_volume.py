@@ -209,13 +209,15 @@ def volume_plan(run: VolumeRun, n: int) -> list[tuple[str, str]]:
     }[run.route]
     rays = options.samples * len(options.cutoffs)
     radial = f"{rays} rays, about {10 * rays} forward passes"
+    near = "no limit"
+    if options.tether is not None:
+        near = f"within {options.tether:g} prior standard deviations"
     return [
         ("curvature", f"{run.curvature}, {_ROUTES[run.route]}"),
         ("quadratic", cost if "quadratic" in options.chosen else "no"),
         ("radial", radial if "radial" in options.chosen else "no"),
         ("anneal", _anneal_plan(run)),
-        *[("tether", f"within {options.tether:g} prior standard deviations")]
-        * (options.tether is not None),
+        ("tether", near),
         ("cutoffs", ", ".join(f"{cutoff:g}" for cutoff in options.cutoffs)),
     ]
 

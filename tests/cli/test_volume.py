@@ -253,13 +253,16 @@ def test_a_dry_run_shows_the_prior_and_writes_nothing(volume, tiny):
         (("auto",), ("64 particles", "at most 80000")),
         (("anneal",), ("at most 1000000",)),
         (("anneal", "--budget", "5000grad"), ("at most 5000",)),
-        (("anneal", "--budget", "90"), ("at most 90 s",)),
+        (("anneal", "--budget", "90"), ("at most 90 s", "no limit")),
+        (("anneal", "--tether", "0.3"), ("within 0.3 prior", "0.01")),
     ):
         found = " ".join(volume("--dry-run", "--method", *options, json=False).out.split())
         for word in words:
             assert word in found
     values = volume("--dry-run").values
     assert values["n_parameters"] == 26
+    assert values["anneal"] is None
+    assert volume("--dry-run", "--method", "auto").values["anneal"]["gradients"] == 80000
     assert values["prior"]["sizes"] == {"0.weight": 12, "0.bias": 4, "2.weight": 8, "2.bias": 2}
 
 
