@@ -113,11 +113,13 @@ def _volumes(results: list[object]) -> object:
             continue
         place = list(result.directions.cutoff).index(0.01)
         quadratic, radial = result.estimates["quadratic"], result.estimates["radial"]
-        mark = "≥ " if radial.lower_bound[place] else ""
+        star = f"{radial.log_volume[place]:.1f}"
+        if radial.lower_bound[place]:
+            star = f"≥ {radial.lower[place]:.1f}"
         table.add_row(
             str(result.info.step),
             f"{quadratic.log_volume[place]:.1f}",
-            f"{mark}{radial.log_volume[place]:.1f}",
+            star,
             *(f"{count:.0f}" for count in result.directions.counts()[place]),
         )
     return table

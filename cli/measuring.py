@@ -235,8 +235,14 @@ def measure_checkpoints(
             failed.exit_code = codes.pop() if len(codes) == 1 else 3
             raise failed
         raise PartialFailureError(f"{len(failures)} of {len(paths)} checkpoints failed")
-    then(files)
-    if unconverged and common.strict:
+    refused = bool(unconverged) and common.strict
+    try:
+        then(files)
+    except LandscapeError as error:
+        if not refused:
+            raise
+        REPORT.error(str(error), error.exit_code)
+    if refused:
         raise NotConvergedError(
             f"not converged (--strict): {', '.join(unconverged)}. The results are stored; "
             f"{job.remedy}"
@@ -323,8 +329,8 @@ def _measure_held(
     if earlier is not None and job.lacks(result, earlier):
         ranks.shared(units.flush)
         REPORT.warn(
-            f"{printable(file)} stays as it was: the budget was spent before there was anything "
-            "to add. That work is kept, and the same command goes on from it"
+            f"{file} stays as it was: the budget did not reach beyond what it holds. The work is "
+            "kept; a larger --budget, or the same one in seconds once more, goes on from it"
         )
         job.report(file, earlier, new=False)
         return file, earlier
@@ -338,8 +344,8 @@ def _saved(file: Path, key: str, common: Common) -> PartialFile:
     units = PartialFile(file, key, interval=common.flush_seconds)
     if common.overwrite:
         units.clear()
-    if units.damaged:
-        REPORT.warn(f"{printable(units.path)} cannot be read; what it held is computed again")
+    if units.damaged and not common.overwrite:
+        REPORT.warn(f"{units.path} cannot be read; what it held is computed again")
     if units.n_resumed:
         REPORT.say(f"resuming from {printable(units.path)} ({units.n_resumed} finished units)")
     return units

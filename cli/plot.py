@@ -16,7 +16,7 @@ from landscape_cli.options import (
 )
 from landscape_cli.reporting import REPORT, printable
 
-__all__ = ["check_ending", "draw", "register"]
+__all__ = ["check_ending", "draw", "drawing", "register"]
 
 
 def plot(

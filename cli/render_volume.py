@@ -225,10 +225,10 @@ def volume_plan(run: VolumeRun, n: int) -> list[tuple[str, str]]:
 def anneal_allowance(run: VolumeRun) -> dict[str, Any] | None:
     """What ``anneal`` may take, as far as that is known before its pilots; None without it.
 
-    ``gradients`` or ``seconds`` is None where it is no limit; without ``always`` it is left out
-    where more gradients are predicted.
+    ``gradients`` or ``seconds`` is None where it is no limit; where more gradients than
+    ``left_out_above`` are predicted it is left out, unless that is None.
     """
-    from landscape.volume_anneal import anneal_limit
+    from landscape.volume_anneal import AUTO, anneal_limit
 
     options, budget = run.options, run.settings.budget
     if "anneal" not in options.chosen or options.shard is not None:
@@ -239,7 +239,7 @@ def anneal_allowance(run: VolumeRun) -> dict[str, Any] | None:
         "chains": options.chains,
         "gradients": None if timed else anneal_limit(run.settings, explicit=explicit),
         "seconds": budget.seconds,
-        "always": explicit,
+        "left_out_above": None if explicit else AUTO,
     }
 
 
@@ -252,5 +252,6 @@ def _anneal_plan(run: VolumeRun) -> str:
         for name, unit in (("gradients", "gradients"), ("seconds", "s"))
         if found[name] is not None
     ]
-    where = "" if found["always"] else "; left out where it is predicted to take more"
+    above = found["left_out_above"]
+    where = "" if above is None else f"; left out where more than {above} are predicted"
     return f"{found['chains']} particles a run, from both starts, {', '.join(most)}{where}"

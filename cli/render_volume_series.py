@@ -67,7 +67,7 @@ def _table(series: VolumeSeries, place: int) -> Table:
 def _log_volume(method: MethodSeries, row: int, place: int) -> str:
     value, stderr = method.log_volume[row, place], method.stderr[row, place]
     if method.lower_bound[row, place]:
-        return f"[yellow]≥ {_short(value)}[/yellow]"
+        return f"[yellow]≥ {_short(method.lower[row, place])}[/yellow]"
     return _short(value) if not stderr > 0 else f"{_short(value)} ± {stderr:.1g}"
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from landscape.units import MemoryUnits
 from landscape.volume.anneal_job import keep_annealing, reaches_further
+from landscape.volume.anneal_records import Annealing
 from landscape.volume.options import VolumeOptions
 from landscape.volume.radial_job import keep_rays
 from landscape.volume.records import VolumeResult
@@ -17,6 +20,12 @@ from landscape_cli.render_volume import anneal_allowance, report_volume, volume_
 from landscape_cli.reporting import REPORT
 
 __all__ = ["VolumeJob"]
+
+
+def _islands(annealing: Annealing) -> tuple[int, int]:
+    """Numbers of islands of both starts."""
+    outward = annealing.outward
+    return annealing.ladder.loss.shape[1], 0 if outward is None else outward.loss.shape[1]
 
 
 class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
@@ -78,11 +87,17 @@ class VolumeJob(PriorJob[VolumeRun, VolumeResult]):
             keep_annealing(earlier.annealing, run.options.chains, units)
 
     def lacks(self, result: VolumeResult, earlier: VolumeResult) -> bool:
-        """Whether a start of an annealed result has not been repeated."""
+        """Whether an annealed run was cut short of what the result has, or added nothing to it."""
         old, new = earlier.annealing, result.annealing
         if old is None:
             return False
-        return new is None or (old.outward is not None and new.outward is None)
+        if new is None or (old.outward is not None and new.outward is None):
+            return True
+        if result.info.status == "complete":
+            return False
+        nearer = np.nan_to_num(new.agreed_radius) < np.nan_to_num(old.agreed_radius)
+        same = (new.ladder_levels, new.outward_levels) == (old.ladder_levels, old.outward_levels)
+        return bool(nearer) or (same and _islands(new) == _islands(old))
 
     def plan(self, run: VolumeRun, n: int) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """What a run would do: for JSON, and as rows of a table."""

@@ -200,7 +200,8 @@ def curve_panel(axes: Axes, annealing: Annealing, cutoff: str) -> None:
             interval_line(axes, x, value, lower, upper, bound, color=colour, label=label)
             if name == "ladder":
                 # Seen around the other start's points too.
-                axes.plot(x, value, "o", ms=7, mfc="none", mec=colour, zorder=4, **UNCLIPPED)
+                rings = np.where(bound, lower, value)
+                axes.plot(x, rings, "o", ms=7, mfc="none", mec=colour, zorder=4, **UNCLIPPED)
     axes.set_xlim(edges[0], edges[-1])
     _name_radii(axes, x, curve)
     axes.set_xlabel("radius R [prior standard deviations, rms]", fontsize=8)

@@ -30,7 +30,7 @@ from landscape.volume.options import VolumeOptions
 from landscape.volume.path import Metric
 from landscape.volume.records import Directions
 
-__all__ = ["anneal_checkpoint", "anneal_limit", "left_out", "timed_gradient"]
+__all__ = ["AUTO", "anneal_checkpoint", "anneal_limit", "left_out", "timed_gradient"]
 
 LIMIT = 1_000_000  # Gradients in all, where no budget says otherwise.
 AUTO = 80_000  # Gradients that ``--method auto`` spends at most.

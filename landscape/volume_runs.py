@@ -68,7 +68,7 @@ class VolumeRun(PriorMeasurement):
     def __post_init__(self) -> None:
         options, model = self.options, self.resolved.task.model
         products = self.settings.budget.products
-        if options.methods == ("anneal",) and products is not None:
+        if options.chosen == ("anneal",) and products is not None:
             raise UsageError(
                 f"--budget {products}mv with --method anneal: it takes gradients, not products; "
                 "expected gradients (1e6grad) or seconds (60)"

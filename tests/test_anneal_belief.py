@@ -16,8 +16,10 @@ from landscape.volume import anneal_job
 from landscape.volume.anneal import annealed
 from landscape.volume.anneal_job import keep_annealing
 from landscape.volume.anneal_plan import Shortfall
-from landscape.volume.belief import AGREE, Start, agree, checks, finding, start
+from landscape.volume.anneal_verdict import verdict
+from landscape.volume.belief import AGREE, NOT_COMPARED, Start, agree, checks, finding, start
 from landscape.volume.islands import Islands
+from landscape.volume.options import VolumeOptions
 from landscape.volume.path import refined
 from landscape.volume.pilot import Scout
 from landscape.volume.weights import LogMean, mean_of_estimates
@@ -303,6 +305,42 @@ def test_a_finding_says_what_keeps_starts_from_agreeing():
     assert "; distance differs by 0.2, not 0.1" in text
     wide = finding(a_start(-10, 9.0), a_start(-10, 9.0), error=1.0)
     assert wide.startswith("log V is known to")
+
+
+def test_a_bound_has_no_upper_end_in_the_curve():
+    found = annealer(anneal.Quadratic(10, 0.4), starts=("ladder",)).measure().annealing
+    assert math.isfinite(found.curve.ladder_upper[-1])
+    # Islands that differ by more than can be averaged.
+    ladder = found.ladder
+    shift = np.linspace(0, 30, ladder.log_scale.shape[1])
+    wide = dataclasses.replace(ladder, log_scale=ladder.log_scale + shift)
+    curve = verdict(
+        wide,
+        None,
+        marks=[len(wide.marks) - 1],
+        radii=[],
+        nearer={},
+        n=10,
+        radius=math.inf,
+        upper=math.inf,
+        levels={"ladder": 40},
+        options=VolumeOptions(cutoffs=(CUTOFF,)),
+        symmetries=(),
+        n_gradients=1,
+        gradient_seconds=math.nan,
+        bare_seconds=math.nan,
+    ).annealing.curve
+    assert curve.ladder_upper.tolist() == [math.inf]
+    assert np.isfinite(curve.ladder_lower).all()
+
+
+def test_radii_without_a_ladder_are_not_compared():
+    found = annealer(anneal.Quadratic(10, 0.4)).measure().annealing
+    assert found.converged
+    curve = found.curve
+    assert curve.findings[-1] == AGREE
+    assert set(curve.findings[:-1]) == {NOT_COMPARED}
+    assert not curve.agrees[:-1].any()
 
 
 def test_false_alarms_are_as_rare_as_they_say():

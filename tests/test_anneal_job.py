@@ -127,6 +127,14 @@ def test_finished_runs_are_taken_from_a_result():
     assert again.estimate.log_volume.tolist() == first.estimate.log_volume.tolist()
     assert again.annealing.reverse.tolist() == first.annealing.reverse.tolist()
     assert counted.rows < 0.5 * first.annealing.n_gradients
+    # What is cut short within a run that it adds keeps the bound.
+    kept = MemoryUnits()
+    keep_annealing(first.annealing, 32, kept)
+    wanted = options | {"error": 0.05}
+    rows = counted.rows
+    cut = annealer(problem, units=kept, stop=lambda count: count > rows, **wanted).measure()
+    assert not cut.whole
+    assert cut.annealing.reverse_partition == first.annealing.reverse_partition
     # A smaller error adds runs to them.
     finer = annealer(problem, units=units, **options | {"error": 0.25}).measure()
     assert finer.annealing.ladder.loss.shape[1] >= first.annealing.ladder.loss.shape[1]
@@ -146,7 +154,8 @@ def test_uneven_islands_and_starts_that_disagree_give_way_to_a_finer_path():
     ):
         units = MemoryUnits()
         keep_annealing(dataclasses.replace(first, **{"converged": True} | changes), 32, units)
-        assert units.get("anneal/ladder/plan") == {"levels": levels, "stays": stays}
+        plan = units.get("anneal/ladder/plan")
+        assert (plan["levels"], math.isfinite(plan["stderr"])) == (levels, stays)
 
 
 def test_marks_are_found_by_their_lengths():

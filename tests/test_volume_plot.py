@@ -109,6 +109,20 @@ class TestOneResult:
         assert max(points.get_ydata()) in ends
         assert np.isfinite(axes.get_ylim()).all()
 
+    def test_cutoffs_within_a_decade_are_named_themselves(self):
+        axes = drawn_of(volume_result(cutoffs=(0.02, 0.05, 0.1))).axes[1]
+        axes.figure.canvas.draw()
+        names = [text.get_text() for text in axes.get_xticklabels() if text.get_text()]
+        assert set(names) <= {"0.02", "0.05", "0.1"}
+        assert not axes.get_xticks(minor=True).size
+
+    def test_what_is_no_difference_is_not_magnified(self):
+        nothing = {name: np.array([-1e-120]) for name in ("log_volume", "lower", "upper")}
+        result = changed(volume_result(cutoffs=(0.01,)), "radial", **nothing)
+        result = changed(result, "quadratic", **nothing)
+        low, high = drawn_of(result).axes[1].get_ylim()
+        assert high - low >= 0.01
+
     def test_a_single_cutoff_has_its_numbers_written(self):
         figure = drawn_of(volume_result(cutoffs=(0.01,)))
         assert len(figure.axes) == 2

@@ -27,7 +27,8 @@ __all__ = ["AnnealFound", "Annealer", "keep_annealing", "reaches_further"]
 _NEAR, _NEARER = 100.0, 10.0  # 1 + k where the outward start begins, at least; over that of R.
 _POINTS = 5  # Radii of the curve between the start and R.
 _LADDER = 0.45  # Part of what pilots leave of the budget that the ladder's first run may take.
-_EVEN = 1.0  # Variance of islands up to which more of them are as good as a finer path.
+_EVEN = 1.0  # Variance of islands up to which more of them are as good as a finer path,
+_FARTHEST = 4.0  # and by how much they may lower the error: a path has errors of its own.
 _SETTLES = (12, 6)  # Iterations at the end of a path and at the points before it.
 
 
@@ -146,7 +147,9 @@ class Annealer:
         self._done: dict[str, list[Islands]] = {"ladder": [], "outward": []}
         self._plans: dict[str, Plan] = {}
         self._nearer: dict[int, Start] = {}
-        self._upper = math.inf
+        # What the end of an earlier run said holds wherever this one is cut short.
+        reverse = self.units.get("anneal/reverse")
+        self._upper = math.inf if reverse is None else float(reverse["bound"])
         self._notes: list[str] = []
         cut = False
         try:
@@ -186,7 +189,7 @@ class Annealer:
         """
         label = f"anneal/{name}/plan"
         stored = self.units.get(label) or {"levels": 0}
-        stays = bool(stored.get("stays", False))
+        stderr = float(stored.get("stderr", math.inf))
         plan = planned(
             trail,
             self._marks[name],
@@ -195,7 +198,7 @@ class Annealer:
             error=self.options.error,
             n_gradients=(self.limit - self._work.n_gradients) * share,
             levels=int(stored["levels"]),
-            stays=stays,
+            stays=stderr <= _FARTHEST * self.options.error,
         )
         if isinstance(plan, Shortfall):
             # A larger budget gives the ladder more, too.
@@ -209,7 +212,7 @@ class Annealer:
                 f"use a --budget of {1.1 * needed:.2g}grad or more, or fewer --chains"
             )
             return None
-        self.units.put(label, {"levels": plan.levels, "stays": stays})
+        self.units.put(label, {"levels": plan.levels, "stderr": stderr})
         return plan
 
     def _affords(self, count: int, label: str) -> bool:
@@ -321,8 +324,9 @@ class Annealer:
 def keep_annealing(annealing: Annealing, chains: int, units: Units) -> None:
     """Take the runs of a complete result as finished work; its pilots are repeated.
 
-    More runs go the same path where the result converged and its islands are nearly even; otherwise
-    a finer one, if the error asked for wants it, which leaves them behind.
+    More runs go the same path where the result converged, its islands are nearly even, and the
+    error asked for is not much smaller; otherwise a finer one, if that error wants it, which leaves
+    them behind.
 
     Args:
         annealing: of the same run, by as many chains.
@@ -336,9 +340,10 @@ def keep_annealing(annealing: Annealing, chains: int, units: Units) -> None:
     ):
         if islands is None:
             continue
-        even = islands.log_partition[-1].var() <= _EVEN
-        stays = annealing.converged and bool(even)
-        units.put(f"anneal/{name}/plan", {"levels": levels, "stays": stays})
+        ends, stderr = islands.log_partition[-1], math.inf
+        if annealing.converged and np.isfinite(ends).all() and ends.var(ddof=1) <= _EVEN:
+            stderr = float(ends.std(ddof=1)) / math.sqrt(len(ends))
+        units.put(f"anneal/{name}/plan", {"levels": levels, "stderr": stderr})
         for index, part in enumerate(parted(islands, count)):
             units.put(run_label(name, levels, index), part.as_unit())
     if math.isfinite(annealing.reverse_partition):

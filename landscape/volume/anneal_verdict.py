@@ -199,6 +199,7 @@ def _numbers(found: Start | None) -> tuple[float, ...]:
         return (math.nan,) * 5
     v = found.volume
     value, lower, upper = np.minimum([v.value, v.lower, v.upper], 0.0).tolist()
+    upper = upper if v.label == "estimate" else math.inf  # Of a bound nothing is known above it.
     return (value, v.stderr, lower, upper, found.distance)
 
 

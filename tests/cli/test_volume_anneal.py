@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from scipy import stats
 from task_files import SHIFT
 
 import landscape
+from landscape.volume.islands import joined
+from landscape.volume.options import VolumeOptions
+from landscape_cli.volume_job import VolumeJob
 
 TRUTH = math.log(-math.expm1(-0.02))
 
@@ -109,6 +114,26 @@ def test_what_is_there_is_not_lost_to_a_small_budget(shifted, tiny, budget):
     assert file.read_bytes() == content
     again = shifted("--error", "0.25")
     assert again.values["anneal"]["stderr"][0] <= 0.25
+
+
+def test_what_was_cut_short_does_not_replace_what_says_more(shifted, tiny):
+    shifted()
+    earlier = landscape.load(files(tiny)[0])
+    job = VolumeJob(VolumeOptions(), SimpleNamespace(weights_key=None, unsafe_pickle=False))
+
+    def found(status, **changes):
+        return replace(
+            earlier,
+            info=replace(earlier.info, status=status),
+            annealing=replace(earlier.annealing, **changes),
+        )
+
+    more = {"ladder": joined([earlier.annealing.ladder, earlier.annealing.ladder])}
+    assert job.lacks(found("budget"), earlier)
+    assert not job.lacks(found("budget", **more), earlier)
+    assert job.lacks(found("budget", agreed_radius=math.nan, **more), earlier)
+    assert not job.lacks(found("complete", agreed_radius=math.nan, **more), earlier)
+    assert job.lacks(found("budget", outward=None, **more), earlier)
 
 
 def test_a_larger_budget_goes_on(shifted, tiny):
