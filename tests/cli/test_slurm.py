@@ -126,7 +126,7 @@ def statuses(cli, sweep) -> dict[str, dict]:
     return {f"{e['run'].split()[0]}.{Path(e['checkpoint']).stem}": e for e in entries}
 
 
-def wait(cli, sweep, *, seconds=200, watch=lambda found: None) -> dict[str, dict]:
+def wait(cli, sweep, *, seconds=900, watch=lambda found: None) -> dict[str, dict]:
     """Poll until nothing is in work or in the queue."""
     deadline = time.monotonic() + seconds
     while True:
@@ -203,7 +203,7 @@ def test_a_sweep_of_24_units_with_five_faults(cli, tiny, sweep, alone):
     assert requeued
     assert "at its time limit" in requeued[0]
     slow = Path(found["hessian.step_7"]["log"]).read_text()
-    assert slow.count("--- ") == 2
+    assert slow.count("--- ") >= 2  # More often on a busy machine.
     assert "resuming from" in slow
     shown = cli("batch", "status", sweep)
     assert "24 units: 20 complete, 2 failed, 1 out of memory, 1 cancelled" in shown.err
@@ -221,7 +221,7 @@ def test_a_sweep_of_24_units_with_five_faults(cli, tiny, sweep, alone):
     assert len({(row.checkpoint, row.command) for row in table}) == len(table) == 24
     assert all(row.complete and row.source == found[_name(row)]["file"] for row in table)
 
-    assert alone.wait(200) == 0
+    assert alone.wait(900) == 0
     reference = tiny.folder / "reference.toml"
     assert cli("batch", "collect", reference, "-o", tiny.folder / "reference.h5").code == 0
     expected = {_name(row): row for row in landscape.load_sweep(tiny.folder / "reference.h5").table}
@@ -246,7 +246,7 @@ def test_cancel_takes_back_what_waits_and_what_runs(cli, tiny, sweep):
     def running(found):
         return [e for e in found.values() if e["reason"].startswith("process")]
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not running(found := statuses(cli, sweep)):
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
@@ -257,7 +257,7 @@ def test_cancel_takes_back_what_waits_and_what_runs(cli, tiny, sweep):
     assert done.code == 5
     assert "4 of 4 units are in work elsewhere" in done.err
     assert "4 units cancelled" in cli("batch", "cancel", sweep).err
-    found = wait(cli, sweep, seconds=60)
+    found = wait(cli, sweep, seconds=300)
     assert {e["status"] for e in found.values()} == {"cancelled"}
     assert "nothing to do" in cli("batch", "cancel", sweep).err
 
@@ -295,7 +295,7 @@ def test_srun_starts_one_analysis_of_several_processes(cli, tiny, where):
         [*command, *shared, "-o", str(tiny.folder / "srun"), "--json"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
