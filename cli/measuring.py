@@ -344,7 +344,7 @@ def _saved(file: Path, key: str, common: Common) -> PartialFile:
     units = PartialFile(file, key, interval=common.flush_seconds)
     if common.overwrite:
         units.clear()
-    if units.damaged and not common.overwrite:
+    elif units.damaged:
         REPORT.warn(f"{units.path} cannot be read; what it held is computed again")
     if units.n_resumed:
         REPORT.say(f"resuming from {printable(units.path)} ({units.n_resumed} finished units)")

@@ -17,6 +17,7 @@ from landscape.volume.records import VolumeEstimate, VolumeResult
 from landscape.volume_plot import (
     PURPLE,
     UNCLIPPED,
+    evenly,
     interval_line,
     method_colour,
     no_smaller,
@@ -273,7 +274,7 @@ def islands_panel(
         axes.plot([], [], " ", label=f"{empty} found nothing inside")
     axes.axhline(0, color=_GREY, lw=0.6)
     axes.set_xlim(-0.5, len(order) - 0.3)
-    named = np.unique(np.linspace(0, len(order) - 1, min(len(order), _CUTOFFS)).round().astype(int))
+    named = evenly(len(order), _CUTOFFS)
     axes.set_xticks(named, [f"{estimate.cutoff[order[place]]:.2g}" for place in named])
     axes.margins(y=0.15)
     no_smaller(axes)

@@ -23,6 +23,7 @@ __all__ = [
     "UNCLIPPED",
     "cutoff_panels",
     "directions_panel",
+    "evenly",
     "has_dimension",
     "interval_legend",
     "interval_line",
@@ -197,11 +198,16 @@ def cutoff_panels(panels: Sequence[Axes], series: VolumeSeries) -> None:
     interval_legend(panels[0], series)
 
 
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many of the places 0 to count - 1, both ends among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
 def _name_cutoffs(axes: Axes, cutoff: FloatArray) -> None:
     """Name some cutoffs themselves: within a decade the names of powers of ten overlap."""
     from matplotlib.ticker import NullLocator
 
-    named = np.unique(np.linspace(0, len(cutoff) - 1, min(len(cutoff), 4)).round().astype(int))
+    named = evenly(len(cutoff), 4)
     axes.set_xticks(cutoff[named], [f"{cutoff[place]:.2g}" for place in named])
     axes.xaxis.set_minor_locator(NullLocator())
 
